@@ -1,0 +1,1 @@
+"""aiostore: an event store that lives in the event loop."""

@@ -1,0 +1,194 @@
+"""What a caller wants appended, checked and encoded before anything is staged: bad input fails alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from aiostore.errors import InvalidEvent
+from aiostore.events import NO_METADATA, STREAM_EXISTS, Event, EventLike, NewEvent, StreamState
+from aiostore.limits import (
+    EVENT_TYPE_BYTES_MAX,
+    IDEMPOTENCY_KEY_BYTES_MAX,
+    STREAM_ID_BYTES_MAX,
+    TAG_BYTES_MAX,
+    TAGS_MAX,
+    Limits,
+)
+from aiostore.query import AppendCondition
+from aiostore.strictjson import encode_objects, same_value
+
+CHUNK_EVENTS = 500
+"""So many events are drafted in one go, about a millisecond of the loop's time."""
+
+DRAFT_BYTES = 200
+"""What an event is reckoned to take beside its data and metadata."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Draft(NamedTuple):
+    """An event without its place."""
+
+    event_type: str
+    data: msgspec.Raw
+    metadata: msgspec.Raw
+    tags: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Its approximate size in bytes, in memory and in the log."""
+        return DRAFT_BYTES + len(bytes(self.data)) + len(bytes(self.metadata))
+
+    def became(self, event: Event) -> bool:
+        """Whether ``event`` is what this draft would be stored as."""
+        return (
+            self.event_type == event.event_type
+            and self.tags == event.tags
+            and same_value(bytes(self.data), bytes(event._data))
+            and same_value(bytes(self.metadata) or b"{}", bytes(event._metadata) or b"{}")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDrafts:
+    """The drafts for one stream."""
+
+    stream_id: str
+    drafts: Sequence[Draft]
+    expected_version: int | StreamState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """A checked append: one commit, all or nothing. ``size`` is its approximate number of bytes."""
+
+    parts: Sequence[StreamDrafts]
+    condition: AppendCondition | None
+    idempotency_key: str | None
+    size: int
+
+    @property
+    def events_count(self) -> int:
+        """How many events it would store."""
+        return sum(len(part.drafts) for part in self.parts)
+
+
+def check_name(value: object, where: str, bytes_max: int) -> str:
+    """The name itself, if it is 1 to ``bytes_max`` bytes of UTF-8 without control characters; else `InvalidEvent`."""
+    if not isinstance(value, str):
+        raise InvalidEvent(where, f"must be a string, not {type(value).__name__}")
+    if not (value.isascii() and value.isprintable() and 0 < len(value) <= bytes_max):
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            raise InvalidEvent(where, "has a lone surrogate, which is not text") from None
+        if not 1 <= size <= bytes_max:
+            raise InvalidEvent(where, f"must be 1 to {bytes_max} bytes of UTF-8, not {size}")
+        if _CONTROL.search(value):
+            raise InvalidEvent(where, f"{value[:80]!r} has a control character")
+    # A plain str: a subclass could carry behaviour of its own into the store.
+    return value if type(value) is str else str.__str__(value)
+
+
+def check_stream_id(value: object, where: str = "stream_id") -> str:
+    """The stream_id itself, if it is valid; else `InvalidEvent`."""
+    return check_name(value, where, STREAM_ID_BYTES_MAX)
+
+
+def check_idempotency_key(value: object) -> str | None:
+    """The key itself, if it is valid or None; else `InvalidEvent`."""
+    return None if value is None else check_name(value, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX)
+
+
+def check_expected_version(value: object) -> int | StreamState | None:
+    """The expectation itself, if it is one; else ValueError."""
+    if value is None or value is STREAM_EXISTS:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError(f"expected_version must be 0 or more, NO_STREAM, STREAM_EXISTS or None, not {value!r}")
+
+
+def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "events") -> Iterator[list[Draft]]:
+    """The drafts of the events, in chunks of at most `CHUNK_EVENTS`, so that the caller can give way in between.
+
+    `InvalidEvent` names the first element that is not valid.
+    """
+    if isinstance(events, str | bytes | dict | NewEvent) or not isinstance(events, Iterable):
+        raise InvalidEvent(where, f"must be an iterable of events, not {type(events).__name__}")
+    taken = list(events)
+    for start in range(0, len(taken), CHUNK_EVENTS):
+        chunk = taken[start : start + CHUNK_EVENTS]
+        yield _draft_chunk(chunk, [f"{where}[{start + i}]" for i in range(len(chunk))], limits)
+
+
+def draft_event(event: NewEvent, limits: Limits) -> Draft:
+    """The draft of one event, whose parts an error names without a number."""
+    return _draft_chunk([event], [""], limits)[0]
+
+
+def _draft_chunk(events: Sequence[EventLike], names: Sequence[str], limits: Limits) -> list[Draft]:
+    parts = [_parts(event, name) for event, name in zip(events, names, strict=True)]
+    datas = encode_objects([part[1] for part in parts], [_inside(name, "data") for name in names])
+    drafts = []
+    for (event_type, _, metadata, tags), data, name in zip(parts, datas, names, strict=True):
+        event_type = check_name(event_type, _inside(name, "event_type"), EVENT_TYPE_BYTES_MAX)
+        encoded_metadata = NO_METADATA
+        if metadata:
+            encoded_metadata = msgspec.Raw(encode_objects([metadata], [_inside(name, "metadata")])[0])
+        elif metadata is not None and metadata != {}:
+            raise InvalidEvent(_inside(name, "metadata"), f"must be a JSON object (a dict), not {metadata!r}")
+        size = len(data) + len(bytes(encoded_metadata))
+        if size > limits.event_bytes_max:
+            raise InvalidEvent(name or "event", f"has {size} bytes, more than the {limits.event_bytes_max} allowed")
+        drafts.append(Draft(event_type, msgspec.Raw(data), encoded_metadata, _tags(tags, name) if tags else ()))
+    return drafts
+
+
+def _inside(name: str, part: str) -> str:
+    return f"{name}.{part}" if name else part
+
+
+def _parts(event: EventLike, name: str) -> tuple[Any, Any, Any, Any]:
+    if isinstance(event, NewEvent):
+        return event.event_type, event.data, event.metadata, event.tags
+    if isinstance(event, tuple) and len(event) == 2:
+        return event[0], event[1], None, ()
+    if isinstance(event, tuple) and len(event) == 3:
+        return event[0], event[1], event[2], ()
+    raise InvalidEvent(name, f"must be (event_type, data), (event_type, data, metadata) or NewEvent, not {event!r:.80}")
+
+
+def _tags(tags: Any, name: str) -> tuple[str, ...]:
+    where = _inside(name, "tags")
+    if isinstance(tags, str):  # one tag may stand bare: its letters are never what was meant
+        tags = (tags,)
+    if not isinstance(tags, Iterable):
+        raise InvalidEvent(where, f"must be an iterable of strings, not {type(tags).__name__}")
+    checked = tuple(dict.fromkeys(check_name(tag, f"{where}[{i}]", TAG_BYTES_MAX) for i, tag in enumerate(tags)))
+    if len(checked) > TAGS_MAX:
+        raise InvalidEvent(where, f"has {len(checked)} tags, more than the {TAGS_MAX} allowed")
+    return checked
+
+
+def make_append(
+    parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: object, limits: Limits
+) -> Append:
+    """The append of these parts, checked as a whole; a stream named twice or too many bytes are `InvalidEvent`."""
+    if condition is not None and not isinstance(condition, AppendCondition):
+        raise TypeError(f"condition must be an AppendCondition, not {condition!r}")
+    if len(parts) > 1:
+        seen: set[str] = set()
+        for index, part in enumerate(parts):
+            if part.stream_id in seen:
+                raise InvalidEvent(f"appends[{index}].stream_id", f"stream {part.stream_id!r} is named twice")
+            seen.add(part.stream_id)
+    size = sum(draft.size for part in parts for draft in part.drafts)
+    if size > limits.append_bytes_max:
+        raise InvalidEvent("events", f"have about {size} bytes, more than the {limits.append_bytes_max} allowed")
+    return Append(parts, condition, check_idempotency_key(idempotency_key), size)

@@ -1,0 +1,153 @@
+"""The contract between the store and an engine: what keeps the events, and what answers questions about them.
+
+An engine knows nothing of tasks that wait, subscriptions or listeners. The store calls `Engine.commit` one at a time and
+holds all else back from what is not yet committed; reads may come at any time, also during a commit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from aiostore.events import Event
+from aiostore.query import AppendCondition, Query
+
+FIRST_TIMESTAMP = "0001-01-01T00:00:00.000000Z"
+"""The timestamp of the head of an empty store."""
+
+PAGE_EVENTS = 500
+"""The default size of a page."""
+
+
+class Head(NamedTuple):
+    """The last committed event: its event_id (0 if there is none) and its timestamp as in the log."""
+
+    event_id: int
+    timestamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which events to read, and in which order. All bounds hold at once; ``backwards`` only reverses the order."""
+
+    up_to: int
+    """event_id <= up_to; never beyond the head."""
+    after: int = 0
+    """event_id > after."""
+    stream_id: str | None = None
+    from_version: int = 1
+    """version >= from_version; only with ``stream_id``."""
+    to_version: int | None = None
+    """version <= to_version; only with ``stream_id``."""
+    query: Query | None = None
+    backwards: bool = False
+
+
+class Page(NamedTuple):
+    """Some events of a selection, in its order.
+
+    They are the reader's own. ``cursor`` goes into the next `Engine.read`; None says that nothing is left. Every event
+    of the selection up to the cursor (from it, if backwards) was handed out, so that a page may well be empty.
+    """
+
+    events: list[Event]
+    cursor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an append must know to be judged."""
+
+    streams: Sequence[str] = ()
+    idempotency_key: tuple[str, str] | None = None
+    """(stream_id, key)."""
+    condition: AppendCondition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The answers, as of the commit that ended with event ``head``."""
+
+    head: int
+    versions: Mapping[str, int] = field(default_factory=dict)
+    """The version of each stream asked for, 0 where there is none."""
+    stored: Sequence[Event] | None = None
+    """The commit that the idempotency key stands with, None where there is none."""
+    match: int | None = None
+    """The first event_id that matches the condition, None where there is none."""
+
+
+class Commit(NamedTuple):
+    """Events that are stored together or not at all; never empty."""
+
+    events: Sequence[Event]
+    idempotency_key: str | None
+    """Its scope is the stream of the first event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A group: commits to be written at once, in order, with their places in the log decided. Never empty."""
+
+    commits: Sequence[Commit]
+    bytes_estimate: int
+
+
+class Engine(ABC):
+    """What keeps the events. Every method but `abandon` is called in the loop that opened it."""
+
+    dense_positions: ClassVar[bool] = True
+    """Whether event_ids have no gaps."""
+    durable: ClassVar[bool] = True
+    """Whether events outlive the process."""
+    shared: ClassVar[bool] = False
+    """Whether other processes append too."""
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """What a person would call this store: its path, its URL without a password, ``memory``."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether `commit` is refused."""
+        return False
+
+    @abstractmethod
+    async def open(self) -> Head:
+        """Take hold of what is stored, recovering what a crash left; called once, before all else.
+
+        A failed or cancelled `open` leaves nothing held. Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`,
+        `EngineUnavailable`.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Let go of everything; after the last commit has ended. Again is nothing. Finishes even when cancelled."""
+
+    @abstractmethod
+    async def commit(self, plan: Plan) -> None:
+        """Store all commits of the plan, durably, or none: when this returns, facts and reads show them.
+
+        Raises `StoreFull` where nothing was stored and a later commit may work, `StoreFailed` where the outcome is unknown
+        and no later commit will. Cancellation never leaves it half done: where the write has begun, this
+        returns (or raises) as if nothing were, and the cancellation is delivered at the task's next await; CancelledError out
+        of here says that nothing was stored.
+        """
+
+    @abstractmethod
+    async def facts(self, question: Question) -> Facts:
+        """Answer the question as of the last commit."""
+
+    @abstractmethod
+    async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
+        """The next page of the selection, of at most ``max_events`` events and a bounded number of bytes.
+
+        Work per call is bounded, so that a page may be empty without being the last. Raises `StoreCorrupt` instead of
+        serving or skipping what is damaged.
+        """
+
+    def abandon(self) -> None:
+        """Close this process's copies of whatever is held, in a forked child: synchronous, without a trace on disk."""

@@ -1,0 +1,67 @@
+"""The engine in memory: the reference that the others are held against."""
+
+from __future__ import annotations
+
+from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection
+from aiostore.engines.postings import Postings
+from aiostore.events import Event, copies
+
+EXAMINED_MAX = 2000
+"""So many candidates are looked at for one page."""
+
+
+class MemoryEngine(Engine):
+    """Keeps the events in a list; they end with the process."""
+
+    durable = False
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._postings = Postings()
+
+    @property
+    def location(self) -> str:
+        return "memory"
+
+    async def open(self) -> Head:
+        return Head(0, FIRST_TIMESTAMP)
+
+    async def aclose(self) -> None:
+        self._events = []
+        self._postings = Postings()
+
+    async def commit(self, plan: Plan) -> None:
+        for commit in plan.commits:
+            first = commit.events[0]
+            assert first.event_id == len(self._events) + 1, "positions are dense"
+            self._events.extend(commit.events)
+            for event in commit.events:
+                self._postings.add(event)
+            if commit.idempotency_key is not None:
+                self._postings.add_key(first.stream_id, commit.idempotency_key, first.event_id, len(commit.events))
+
+    async def facts(self, question: Question) -> Facts:
+        versions = {stream_id: self._postings.version(stream_id) for stream_id in question.streams}
+        stored = match = None
+        if question.idempotency_key is not None:
+            place = self._postings.commit(*question.idempotency_key)
+            if place is not None:
+                first, count = place
+                stored = copies(self._events[first - 1 : first - 1 + count])
+        if question.condition is not None:
+            condition = question.condition
+            selection = Selection(up_to=len(self._events), after=condition.after or 0, query=condition.query)
+            ids = self._postings.candidates(selection, None)
+            match = next((i for i in ids if condition.query.matches(self._events[i - 1])), None)
+        return Facts(len(self._events), versions, stored, match)
+
+    async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
+        query, found = selection.query, []
+        for examined, event_id in enumerate(self._postings.candidates(selection, cursor)):
+            if len(found) == max_events or examined == EXAMINED_MAX:
+                return Page(found, cursor)
+            event = self._events[event_id - 1]
+            if query is None or query.matches(event):
+                found.append(event.__copy__())
+            cursor = event_id
+        return Page(found, None)

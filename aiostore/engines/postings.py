@@ -1,0 +1,98 @@
+"""An inverted index in memory: which event_ids have which stream, type, tag and key."""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+
+from aiostore.engine import Selection
+from aiostore.events import Event
+from aiostore.query import QueryItem
+
+
+class Postings:
+    """Sorted event_ids by term. `candidates` gives every event of a selection, and others that a match must rule out."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, array[int]] = {}
+        self._types: dict[str, array[int]] = {}
+        self._tags: dict[str, array[int]] = {}
+        self._commits: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def add(self, event: Event) -> None:
+        """Enter the next event; event_ids must come in order."""
+        event_id = event.event_id
+        stream = self._streams.get(event.stream_id)
+        if stream is None:
+            stream = self._streams[event.stream_id] = array("Q")
+        # Only a damaged log leaves out versions; each stands for the next event that is there.
+        stream.extend([event_id] * (event.version - len(stream)))
+        _posting(self._types, event.event_type).append(event_id)
+        for tag in event.tags:
+            _posting(self._tags, tag).append(event_id)
+
+    def add_key(self, stream_id: str, key: str, first_event_id: int, events_count: int) -> None:
+        """Enter the idempotency key of a commit."""
+        self._commits[stream_id, key] = (first_event_id, events_count)
+
+    def version(self, stream_id: str) -> int:
+        """The version of the stream, 0 if it has no events."""
+        return len(self._streams.get(stream_id, ()))
+
+    def commit(self, stream_id: str, key: str) -> tuple[int, int] | None:
+        """The first event_id and the number of events of the commit with this key."""
+        return self._commits.get((stream_id, key))
+
+    def candidates(self, selection: Selection, cursor: int | None) -> Iterator[int]:
+        """Event_ids in the order of the selection, behind the cursor: all that match, and some that may not."""
+        low, high = selection.after + 1, selection.up_to
+        if cursor is not None:
+            low, high = (low, min(high, cursor - 1)) if selection.backwards else (max(low, cursor + 1), high)
+        if selection.stream_id is not None:
+            ids = self._streams.get(selection.stream_id, ())
+            first = max(selection.from_version - 1, bisect_left(ids, low))
+            last = min(len(ids) if selection.to_version is None else selection.to_version, bisect_right(ids, high))
+            return _walk(ids, first, last, selection.backwards)
+        lists: list[Sequence[int]] = []
+        for item in selection.query.items if selection.query else ():
+            shortest = self._shortest(item)
+            if shortest is None:
+                lists = []
+                break
+            lists.extend(shortest)
+        else:
+            if selection.query and selection.query.items:
+                walks = [
+                    _walk(ids, bisect_left(ids, low), bisect_right(ids, high), selection.backwards) for ids in lists
+                ]
+                return _distinct(heapq.merge(*walks, reverse=selection.backwards)) if len(walks) != 1 else walks[0]
+        return iter(range(high, low - 1, -1) if selection.backwards else range(low, high + 1))
+
+    def _shortest(self, item: QueryItem) -> list[Sequence[int]] | None:
+        """The lists with the fewest event_ids that cover the item; None if only all events do."""
+        options: list[list[Sequence[int]]] = [[self._tags.get(tag, ())] for tag in item.tags]
+        if item.types:
+            options.append([self._types.get(event_type, ()) for event_type in item.types])
+        return min(options, key=lambda lists: sum(map(len, lists))) if options else None
+
+
+def _posting(terms: dict[str, array[int]], term: str) -> array[int]:
+    ids = terms.get(term)
+    if ids is None:
+        ids = terms[term] = array("Q")
+    return ids
+
+
+def _walk(ids: Sequence[int], first: int, last: int, backwards: bool) -> Iterator[int]:
+    places = range(last - 1, first - 1, -1) if backwards else range(first, last)
+    return (ids[place] for place in places)
+
+
+def _distinct(ids: Iterator[int]) -> Iterator[int]:
+    previous = None
+    for event_id in ids:
+        if event_id != previous:
+            yield event_id
+        previous = event_id

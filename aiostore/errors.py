@@ -1,0 +1,179 @@
+"""The errors of aiostore: one tree, each built from typed fields that it also carries.
+
+``args`` are the fields, so every error copies and pickles as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiostore.events import StreamState
+
+
+class EventStoreError(Exception):
+    """What every error of this package is."""
+
+
+class ConcurrencyConflict(EventStoreError):
+    """The stream is not at the expected version; nothing was stored. Read it again, decide again, retry."""
+
+    def __init__(self, stream_id: str, expected: int | StreamState, actual: int) -> None:
+        super().__init__(stream_id, expected, actual)
+        self.stream_id = stream_id
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        wanted = f"at version {self.expected}" if isinstance(self.expected, int) else "to exist"
+        return f"stream {self.stream_id!r} was expected {wanted} but is at version {self.actual}"
+
+
+class AppendConditionFailed(EventStoreError):
+    """An event matches the append condition; nothing was stored. ``event_id`` is the first match."""
+
+    def __init__(self, event_id: int) -> None:
+        super().__init__(event_id)
+        self.event_id = event_id
+
+    def __str__(self) -> str:
+        return f"event {self.event_id} matches the append condition; read again up to it, decide again, retry"
+
+
+class InvalidEvent(EventStoreError, ValueError):
+    """What was to be stored (or a name to be read) is not valid; nothing was stored.
+
+    ``where`` names the element, for example ``events[3].data.price``; ``reason`` says why.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class IdempotencyConflict(EventStoreError):
+    """The idempotency key already stands in this stream, with other events; nothing was stored."""
+
+    def __init__(self, stream_id: str, idempotency_key: str, event_id: int) -> None:
+        super().__init__(stream_id, idempotency_key, event_id)
+        self.stream_id = stream_id
+        self.idempotency_key = idempotency_key
+        self.event_id = event_id
+
+    def __str__(self) -> str:
+        return (
+            f"idempotency key {self.idempotency_key!r} of stream {self.stream_id!r} was used at event "
+            f"{self.event_id} for other events; use a new key for a new request"
+        )
+
+
+class StoreClosed(EventStoreError):
+    """The store is not open: not yet, or not any more."""
+
+    def __init__(self, reason: str = "the store is closed") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class StoreLocked(EventStoreError):
+    """Another store object writes to this directory; ``pid`` is its process, 0 if unknown."""
+
+    def __init__(self, path: str, pid: int, own: bool = False) -> None:
+        super().__init__(path, pid, own)
+        self.path = path
+        self.pid = pid
+        self.own = own
+
+    def __str__(self) -> str:
+        holder = "this same process" if self.own else f"process {self.pid}" if self.pid else "another process"
+        hint = "share that store object" if self.own else "one process writes; open with mode='r' to read beside it"
+        return f"{self.path} is locked for writing by {holder}: {hint}"
+
+
+class StoreFailed(EventStoreError):
+    """A write or sync failed in a way that leaves the disk in doubt: no more appends, reads go on.
+
+    The outcome of the appends that get this error is unknown. Open the store anew to recover.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; appends are stopped, close the store and open it anew to recover"
+
+
+class StoreFull(EventStoreError):
+    """No room on the device: the append was undone as a whole. Appends work again when there is room."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: no room to append ({self.reason}); nothing was stored, free some space and retry"
+
+
+class StoreCorrupt(EventStoreError):
+    """Stored bytes are damaged. ``offset`` is where in ``path``; the ids are the events it may concern, 0 if unknown."""
+
+    def __init__(self, path: str, offset: int, reason: str, first_event_id: int = 0, last_event_id: int = 0) -> None:
+        super().__init__(path, offset, reason, first_event_id, last_event_id)
+        self.path = path
+        self.offset = offset
+        self.reason = reason
+        self.first_event_id = first_event_id
+        self.last_event_id = last_event_id
+
+    def __str__(self) -> str:
+        ids = ""
+        if self.first_event_id:
+            ids = f", events {self.first_event_id} to {self.last_event_id or 'unknown'}"
+        return f"{self.path} is corrupt at byte {self.offset}{ids}: {self.reason}; mode='r' reads what is whole"
+
+
+class OutcomeUnknown(EventStoreError):
+    """The connection went while an append was under way: it may or may not be stored. Retry with a key."""
+
+
+class SlowSubscriber(EventStoreError):
+    """A subscription with ``on_slow="fail"`` did not keep up. It was handed every event up to ``position``."""
+
+    def __init__(self, position: int, queue_size: int) -> None:
+        super().__init__(position, queue_size)
+        self.position = position
+        self.queue_size = queue_size
+
+    def __str__(self) -> str:
+        return (
+            f"the subscription fell more than {self.queue_size} events (or its bytes) behind after event "
+            f"{self.position}; subscribe again with after={self.position}"
+        )
+
+
+class EngineUnavailable(EventStoreError):
+    """The engine cannot be reached or loaded now: a missing driver, a server that is down."""
+
+
+class EngineUnsupported(EventStoreError):
+    """The engine does not do this: another system, a network file system, a store opened for reading only."""
+
+
+class WrongLoop(EventStoreError):
+    """The store belongs to the event loop that opened it and was called from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the store was opened in another event loop; open one store per loop, or call it from its own loop"

@@ -1,0 +1,198 @@
+"""What is stored and what is asked for: events, new events, and the words for versions and positions."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+
+from aiostore.strictjson import decode_object
+
+NO_STREAM: Final = 0
+"""As ``expected_version``: the stream has no events yet."""
+
+
+class StreamState(Enum):
+    """The sentinel of ``expected_version``."""
+
+    EXISTS = "exists"
+
+    def __repr__(self) -> str:
+        return "STREAM_EXISTS"
+
+
+class Position(Enum):
+    """The sentinel of ``after``."""
+
+    END = "end"
+
+    def __repr__(self) -> str:
+        return "END"
+
+
+STREAM_EXISTS: Final = StreamState.EXISTS
+"""As ``expected_version``: the stream has at least one event."""
+
+END: Final = Position.END
+"""As ``after``: only what is appended from now on."""
+
+
+def version_matches(expected: int | StreamState | None, actual: int) -> bool:
+    """Whether a stream of ``actual`` events is as expected; None expects nothing."""
+    if expected is None:
+        return True
+    if expected is STREAM_EXISTS:
+        return actual > 0
+    return expected == actual
+
+
+NO_METADATA: Final = msgspec.Raw(b"")
+
+
+class Event(
+    msgspec.Struct,
+    frozen=True,
+    eq=False,
+    omit_defaults=True,
+    rename={"_timestamp": "timestamp", "_data": "data", "_metadata": "metadata"},
+):
+    """A stored event, read-only. A light shell over its encoded bytes: each receiver has its own.
+
+    ``event_id``: the global position, 1-based, strictly increasing. ``stream_id``. ``version``: the 1-based number in its
+    stream. ``event_type``. ``timestamp``: aware UTC, never before that of an earlier event. ``data``, ``metadata``: dicts,
+    decoded on first access; to change them changes nothing but this shell. ``tags``: a tuple of strings.
+    """
+
+    # The fields stand in the order of the log's keys: encoding an Event gives them in that order.
+    event_id: int
+    stream_id: str
+    version: int
+    event_type: str
+    _timestamp: str
+    _data: msgspec.Raw
+    _metadata: msgspec.Raw = NO_METADATA
+    tags: tuple[str, ...] = ()
+    _data_decoded: Any = None
+    _metadata_decoded: Any = None
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the event was stored: an aware datetime in UTC."""
+        return datetime.fromisoformat(self._timestamp)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The payload, a dict of JSON values."""
+        decoded: dict[str, Any] | None = self._data_decoded
+        if decoded is None:
+            decoded = decode_object(self._data)
+            msgspec.structs.force_setattr(self, "_data_decoded", decoded)
+        return decoded
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was stored beside the payload, a dict of JSON values; empty if there was none."""
+        decoded: dict[str, Any] | None = self._metadata_decoded
+        if decoded is None:
+            decoded = self._decode_metadata()
+            msgspec.structs.force_setattr(self, "_metadata_decoded", decoded)
+        return decoded
+
+    def _decode_metadata(self) -> dict[str, Any]:
+        return decode_object(self._metadata) if len(bytes(self._metadata)) else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict of the eight public fields, ``timestamp`` as a datetime."""
+        return {
+            "event_id": self.event_id,
+            "stream_id": self.stream_id,
+            "version": self.version,
+            "event_type": self.event_type,
+            "timestamp": self.timestamp,
+            "data": decode_object(self._data),
+            "metadata": self._decode_metadata(),
+            "tags": self.tags,
+        }
+
+    def to_json(self) -> bytes:
+        """The eight public fields as one line of JSON, named as in the log."""
+        fields: dict[str, Any] = {
+            "event_id": self.event_id,
+            "stream_id": self.stream_id,
+            "version": self.version,
+            "event_type": self.event_type,
+            "timestamp": self._timestamp,
+            "data": self._data,
+            "metadata": self._metadata if len(bytes(self._metadata)) else {},
+            "tags": self.tags,
+        }
+        return msgspec.json.encode(fields)
+
+    def _stored(self) -> tuple[object, ...]:
+        return (
+            self.event_id,
+            self.stream_id,
+            self.version,
+            self.event_type,
+            self._timestamp,
+            bytes(self._data),
+            bytes(self._metadata),
+            self.tags,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Event) and self._stored() == other._stored()
+
+    def __hash__(self) -> int:
+        return hash((self.event_id, self.stream_id))
+
+    def __repr__(self) -> str:
+        more = f", metadata={self.metadata!r}" if len(bytes(self._metadata)) else ""
+        more += f", tags={self.tags!r}" if self.tags else ""
+        return (
+            f"Event({self.event_id}, {self.stream_id!r} v{self.version}, {self.event_type!r}, "
+            f"{self._timestamp}, data={self.data!r}{more})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in self.to_dict().items()
+        )
+        return f"<table>{rows}</table>"
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to append: ``data`` and ``metadata`` are JSON objects, ``tags`` at most 64 strings."""
+
+    event_type: str
+    data: Any
+    metadata: Any = None
+    tags: Iterable[str] = ()
+
+
+EventLike = NewEvent | tuple[str, Any] | tuple[str, Any, Any]
+"""What `append_batch` takes: ``(event_type, data)``, ``(event_type, data, metadata)`` or `NewEvent`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAppend:
+    """The part of an `append_streams` that goes to one stream; see `EventStore.append` for ``expected_version``."""
+
+    stream_id: str
+    events: Iterable[EventLike]
+    expected_version: int | StreamState | None = None
+
+
+def copies(events: Sequence[Event]) -> list[Event]:
+    """A shell of its own for each event, so that no receiver sees what another does to its dicts.
+
+    The events given must be the store's own, whose dicts nobody has decoded.
+    """
+    return [event.__copy__() for event in events]

@@ -1,0 +1,140 @@
+"""Strict JSON: what can be stored, and the bytes it is stored as.
+
+A value is encoded, decoded and compared. Only where that shows a difference (or where a number or the nesting might be out
+of bounds) is it walked. What the walk allows beyond plain JSON values becomes its JSON form, as msgspec defines it:
+tuples, datetimes, dates, times, timedeltas, UUIDs, Decimals, enums, dataclasses and msgspec Structs. The walk refuses NaN,
+infinities, lone surrogates, integers beyond 64 bits, keys that are not strings, bytes, sets, cycles and anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import math
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from aiostore.errors import InvalidEvent
+from aiostore.limits import INTEGER_MAX, INTEGER_MIN, NESTING_MAX
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+# Every digit becomes a 0, so that one search finds a number that may not fit in 64 bits (19 digits or more).
+_DIGITS_TO_ZERO = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for byte in range(256))
+_NINETEEN_DIGITS = b"0" * 19
+
+_JSON_FORM = (dt.datetime, dt.date, dt.time, dt.timedelta, UUID)
+# What msgspec may raise for a value that it cannot encode; ValueError is an int of thousands of digits.
+_ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
+
+
+def encode_objects(values: Sequence[Any], where: Sequence[str]) -> list[bytes]:
+    """The JSON bytes of each value, none of which contains a newline; `InvalidEvent` at the first that is not valid.
+
+    A value must be a JSON object: a dict, or a dataclass or Struct that becomes one. ``where[i]`` names ``values[i]``
+    in the error.
+    """
+    try:
+        lines = _encoder.encode_lines(values)
+        same = _decoder.decode_lines(lines) == values
+    except _ENCODE_ERRORS:
+        same = False
+    if not same or _NINETEEN_DIGITS in lines.translate(_DIGITS_TO_ZERO):
+        return [_encode_walked(value, name) for value, name in zip(values, where, strict=True)]
+    pieces = lines.split(b"\n")
+    pieces.pop()  # what follows the last newline: nothing
+    for piece, value, name in zip(pieces, values, where, strict=True):
+        if piece[0] != 0x7B or _may_be_too_deep(piece):
+            _encode_walked(value, name)
+    return pieces
+
+
+def decode_object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
+    """The value of bytes that `encode_objects` made: a new one at every call."""
+    value: dict[str, Any] = _decoder.decode(raw)
+    return value
+
+
+def same_value(first: bytes, second: bytes) -> bool:
+    """Whether two encodings stand for the same value (the order of keys does not count)."""
+    return first == second or _decoder.decode(first) == _decoder.decode(second)
+
+
+def _may_be_too_deep(piece: bytes) -> bool:
+    # Each level takes two bytes and one opening bracket; brackets in strings only cost a needless walk.
+    return len(piece) > 2 * NESTING_MAX and piece.count(b"{") + piece.count(b"[") > NESTING_MAX
+
+
+def _encode_walked(value: Any, where: str) -> bytes:
+    _check(value, where, 1)
+    try:
+        piece = _encoder.encode(value)
+        _decoder.decode(piece)
+    except _ENCODE_ERRORS as error:
+        raise InvalidEvent(where, f"cannot be stored as JSON: {error}") from error
+    if piece[:1] != b"{":
+        raise InvalidEvent(where, f"must be a JSON object (a dict), not {type(value).__name__}")
+    return piece
+
+
+def _check(value: Any, where: str, depth: int) -> None:
+    """Raise `InvalidEvent` for the first thing in ``value`` that is not allowed."""
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, Enum):
+        _check(value.value, where, depth)
+    elif isinstance(value, str):
+        _check_text(value, where)
+    elif isinstance(value, int):
+        if not INTEGER_MIN <= value <= INTEGER_MAX:
+            raise InvalidEvent(where, "an integer beyond 64 bits; store it as a string")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidEvent(where, f"{value} is not a JSON number")
+    elif isinstance(value, Decimal):
+        if not value.is_finite():
+            raise InvalidEvent(where, f"Decimal {value} is not a number")
+    elif isinstance(value, _JSON_FORM):
+        return
+    else:
+        children = _children(value, where)
+        if depth > NESTING_MAX:
+            raise InvalidEvent(where[:200] + "…", f"nested deeper than {NESTING_MAX} levels, or a cycle")
+        for name, child in children:
+            _check(child, name, depth + 1)
+
+
+def _children(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return _items(value, where)
+    if isinstance(value, list | tuple):
+        return ((f"{where}[{index}]", child) for index, child in enumerate(value))
+    if isinstance(value, msgspec.Struct):
+        names: Sequence[str] = value.__struct_fields__
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+    else:
+        raise InvalidEvent(where, f"{type(value).__name__} is not a JSON value")
+    present = ((name, getattr(value, name, msgspec.UNSET)) for name in names)
+    return ((f"{where}.{name}", child) for name, child in present if child is not msgspec.UNSET)
+
+
+def _items(value: dict[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
+    for key, child in value.items():
+        if not isinstance(key, str):
+            raise InvalidEvent(where, f"the key {key!r} is not a string")
+        _check_text(key, where)
+        yield f"{where}.{key}", child
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidEvent(where, "a string with a lone surrogate, which is not text") from None
