@@ -1,7 +1,7 @@
 """The contract between the store and an engine: what keeps the events, and what answers questions about them.
 
-An engine knows nothing of tasks that wait, subscriptions or listeners. The store calls `Engine.commit` one at a time and
-holds all else back from what is not yet committed; reads may come at any time, also during a commit.
+An engine knows nothing of tasks that wait, subscriptions or listeners. The store calls `Engine.commit` one at a time;
+questions and reads may come at any time, also during a commit, and see only what was committed before.
 """
 
 from __future__ import annotations
@@ -131,10 +131,10 @@ class Engine(ABC):
     async def commit(self, plan: Plan) -> None:
         """Store all commits of the plan, durably, or none: when this returns, facts and reads show them.
 
-        Raises `StoreFull` where nothing was stored and a later commit may work, `StoreFailed` where the outcome is unknown
-        and no later commit will. Cancellation never leaves it half done: where the write has begun, this
-        returns (or raises) as if nothing were, and the cancellation is delivered at the task's next await; CancelledError out
-        of here says that nothing was stored.
+        Raises `StoreFull` where nothing was stored and a later commit may work, `StoreFailed` where the outcome is
+        unknown and no later commit will work. Cancellation never leaves it half done: where the write has begun, this
+        returns (or raises) as if nothing were, and the cancellation is delivered at the task's next await;
+        CancelledError out of here says that nothing was stored.
         """
 
     @abstractmethod
@@ -149,5 +149,5 @@ class Engine(ABC):
         serving or skipping what is damaged.
         """
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027 (an engine that holds nothing has nothing to let go of)
         """Close this process's copies of whatever is held, in a forked child: synchronous, without a trace on disk."""

@@ -125,7 +125,10 @@ class StoreFull(EventStoreError):
 
 
 class StoreCorrupt(EventStoreError):
-    """Stored bytes are damaged. ``offset`` is where in ``path``; the ids are the events it may concern, 0 if unknown."""
+    """Stored bytes are damaged, at ``offset`` in the file ``path``.
+
+    ``first_event_id`` to ``last_event_id`` are the events that it may concern, 0 where that is not known.
+    """
 
     def __init__(self, path: str, offset: int, reason: str, first_event_id: int = 0, last_event_id: int = 0) -> None:
         super().__init__(path, offset, reason, first_event_id, last_event_id)

@@ -1,8 +1,8 @@
 """Strict JSON: what can be stored, and the bytes it is stored as.
 
-A value is encoded, decoded and compared. Only where that shows a difference (or where a number or the nesting might be out
-of bounds) is it walked. What the walk allows beyond plain JSON values becomes its JSON form, as msgspec defines it:
-tuples, datetimes, dates, times, timedeltas, UUIDs, Decimals, enums, dataclasses and msgspec Structs. The walk refuses NaN,
+A value is encoded, decoded and compared. Only where that shows a difference (or where a number or the nesting might be
+out of bounds) is it walked. What the walk allows beyond plain JSON values becomes its JSON form, as msgspec defines it:
+tuples, datetimes, dates, times, timedeltas, UUIDs, Decimals, enums, dataclasses and msgspec Structs. It refuses NaN,
 infinities, lone surrogates, integers beyond 64 bits, keys that are not strings, bytes, sets, cycles and anything else.
 """
 

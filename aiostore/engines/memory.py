@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection
 from aiostore.engines.postings import Postings
-from aiostore.events import Event, copies
+from aiostore.events import Event, copies, copy_event
 
 EXAMINED_MAX = 2000
 """So many candidates are looked at for one page."""
@@ -56,12 +56,13 @@ class MemoryEngine(Engine):
         return Facts(len(self._events), versions, stored, match)
 
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
-        query, found = selection.query, []
+        query = selection.query
+        found: list[Event] = []
         for examined, event_id in enumerate(self._postings.candidates(selection, cursor)):
             if len(found) == max_events or examined == EXAMINED_MAX:
                 return Page(found, cursor)
             event = self._events[event_id - 1]
             if query is None or query.matches(event):
-                found.append(event.__copy__())
+                found.append(copy_event(event))
             cursor = event_id
         return Page(found, None)

@@ -13,7 +13,7 @@ from aiostore.query import QueryItem
 
 
 class Postings:
-    """Sorted event_ids by term. `candidates` gives every event of a selection, and others that a match must rule out."""
+    """Sorted event_ids by term. `candidates` gives all events of a selection, and others that a match must rule out."""
 
     def __init__(self) -> None:
         self._streams: dict[str, array[int]] = {}

@@ -1,0 +1,1 @@
+"""The embedded log: a directory of JSON Lines, written by one process."""
