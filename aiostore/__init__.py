@@ -1,1 +1,66 @@
 """aiostore: an event store that lives in the event loop."""
+
+from aiostore.engine import Engine
+from aiostore.errors import (
+    AppendConditionFailed,
+    ConcurrencyConflict,
+    EngineUnavailable,
+    EngineUnsupported,
+    EventStoreError,
+    IdempotencyConflict,
+    InvalidEvent,
+    OutcomeUnknown,
+    SlowSubscriber,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFailed,
+    StoreFull,
+    StoreLocked,
+    WrongLoop,
+)
+from aiostore.events import END, NO_STREAM, STREAM_EXISTS, Event, NewEvent, StreamAppend
+from aiostore.limits import Limits
+from aiostore.listeners import Listener
+from aiostore.query import AppendCondition, Query, QueryItem
+from aiostore.reader import Reader
+from aiostore.store import EventStore
+from aiostore.subscription import Subscription, SubscriptionStatistics
+
+__all__ = [  # noqa: RUF022 (grouped)
+    # the store
+    "EventStore",
+    "Limits",
+    "Engine",
+    # what is appended
+    "NewEvent",
+    "StreamAppend",
+    "AppendCondition",
+    "NO_STREAM",
+    "STREAM_EXISTS",
+    # what is read
+    "Event",
+    "Reader",
+    "Query",
+    "QueryItem",
+    # what is delivered
+    "Subscription",
+    "SubscriptionStatistics",
+    "Listener",
+    "END",
+    # errors
+    "EventStoreError",
+    "ConcurrencyConflict",
+    "AppendConditionFailed",
+    "InvalidEvent",
+    "IdempotencyConflict",
+    "StoreClosed",
+    "StoreLocked",
+    "StoreFailed",
+    "StoreFull",
+    "StoreCorrupt",
+    "OutcomeUnknown",
+    "SlowSubscriber",
+    "EngineUnavailable",
+    "EngineUnsupported",
+    "WrongLoop",
+]

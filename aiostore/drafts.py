@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from aiostore.errors import InvalidEvent
-from aiostore.events import NO_METADATA, STREAM_EXISTS, Event, EventLike, NewEvent, StreamState
+from aiostore.events import EVENT_OVERHEAD_BYTES, NO_METADATA, STREAM_EXISTS, Event, EventLike, NewEvent, StreamState
 from aiostore.limits import (
     EVENT_TYPE_BYTES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
@@ -25,9 +25,6 @@ from aiostore.strictjson import encode_objects, same_value
 CHUNK_EVENTS = 500
 """So many events are drafted in one go, about a millisecond of the loop's time."""
 
-DRAFT_BYTES = 200
-"""What an event is reckoned to take beside its data and metadata."""
-
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -38,11 +35,8 @@ class Draft(NamedTuple):
     data: msgspec.Raw
     metadata: msgspec.Raw
     tags: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """Its approximate size in bytes, in memory and in the log."""
-        return DRAFT_BYTES + len(bytes(self.data)) + len(bytes(self.metadata))
+    size: int
+    """Its approximate size in bytes, in memory and in the log."""
 
     def became(self, event: Event) -> bool:
         """Whether ``event`` is what this draft would be stored as."""
@@ -146,7 +140,8 @@ def _draft_chunk(events: Sequence[EventLike], names: Sequence[str], limits: Limi
         size = len(data) + len(bytes(encoded_metadata))
         if size > limits.event_bytes_max:
             raise InvalidEvent(name or "event", f"has {size} bytes, more than the {limits.event_bytes_max} allowed")
-        drafts.append(Draft(event_type, msgspec.Raw(data), encoded_metadata, _tags(tags, name) if tags else ()))
+        checked_tags = _tags(tags, name) if tags else ()
+        drafts.append(Draft(event_type, msgspec.Raw(data), encoded_metadata, checked_tags, EVENT_OVERHEAD_BYTES + size))
     return drafts
 
 

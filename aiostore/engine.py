@@ -85,6 +85,8 @@ class Commit(NamedTuple):
     events: Sequence[Event]
     idempotency_key: str | None
     """Its scope is the stream of the first event."""
+    bytes_estimate: int = 0
+    """Roughly what the events take in memory and in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,6 @@ class Plan:
     """A group: commits to be written at once, in order, with their places in the log decided. Never empty."""
 
     commits: Sequence[Commit]
-    bytes_estimate: int
 
 
 class Engine(ABC):

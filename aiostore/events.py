@@ -194,6 +194,15 @@ copy_event: Callable[[Event], Event] = cast("Any", Event).__copy__
 """A new shell over the same bytes; the event given must be the store's own, whose dicts nobody has decoded."""
 
 
+EVENT_OVERHEAD_BYTES: Final = 200
+"""What an event is reckoned to take beside its data and metadata."""
+
+
+def event_size(event: Event) -> int:
+    """The approximate size of an event in bytes, in memory and in the log."""
+    return EVENT_OVERHEAD_BYTES + len(bytes(event._data)) + len(bytes(event._metadata))
+
+
 def copies(events: Sequence[Event]) -> list[Event]:
     """A shell of its own for each event (`copy_event`): no receiver sees what another does to its dicts."""
     return [copy_event(event) for event in events]

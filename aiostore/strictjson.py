@@ -44,7 +44,7 @@ def encode_objects(values: Sequence[Any], where: Sequence[str]) -> list[bytes]:
         lines = _encoder.encode_lines(values)
         same = _decoder.decode_lines(lines) == values
     except _ENCODE_ERRORS:
-        same = False
+        lines, same = b"", False
     if not same or _NINETEEN_DIGITS in lines.translate(_DIGITS_TO_ZERO):
         return [_encode_walked(value, name) for value, name in zip(values, where, strict=True)]
     pieces = lines.split(b"\n")

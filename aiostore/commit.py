@@ -1,0 +1,226 @@
+"""The commit path: appends are staged, and one task commits them in groups under the store's lock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from aiostore.drafts import Append
+from aiostore.engine import Engine, Facts, Plan
+from aiostore.errors import EventStoreError, StoreClosed
+from aiostore.events import Event
+from aiostore.fanout import Fanout
+from aiostore.judging import NOTHING_KNOWN, judge, question_of, suffices
+from aiostore.limits import Limits
+
+logger = logging.getLogger("aiostore")
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The time of the system's clock."""
+    return datetime.now(UTC)
+
+
+class Staged:
+    """An append that waits for its group. It is given up by cancelling its future."""
+
+    __slots__ = ("append", "events_count", "facts", "from_handler", "from_wait_body", "future")
+
+    def __init__(
+        self, append: Append, future: asyncio.Future[Sequence[Event]], *, from_handler: bool, from_wait_body: bool
+    ) -> None:
+        self.append = append
+        self.events_count = append.events_count
+        self.facts: Facts = NOTHING_KNOWN
+        self.future = future
+        self.from_handler = from_handler
+        self.from_wait_body = from_wait_body
+
+    def fail(self, error: BaseException) -> None:
+        """Let the append raise an error of its own, of which the traceback is its own too."""
+        if not self.future.done():
+            own = copy.copy(error)
+            own.__cause__ = error.__cause__
+            self.future.set_exception(own)
+            self.future.exception()  # a caller cancelled in this very moment will not look at it: that is no mistake
+
+
+class Committer:
+    """Takes staged appends in groups: judges them, has the engine store them at once, publishes, tells the callers.
+
+    It runs in a task of its own, only while anything is staged: whatever becomes of the tasks that append, a write in
+    hand goes on, and no two overlap.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits, clock: Clock) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._clock = clock
+        self._fanout: Fanout
+        self._timestamp: str
+        self._lock = asyncio.Lock()
+        self._staged: deque[Staged] = deque()
+        self._in_hand: Sequence[Staged] = ()
+        self._gate = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def start(self, fanout: Fanout, timestamp: str) -> None:
+        """Begin to take appends: publish to ``fanout``, with timestamps not before ``timestamp``."""
+        self._fanout = fanout
+        self._timestamp = timestamp
+
+    @property
+    def staged_count(self) -> int:
+        """How many appends wait for their group."""
+        return len(self._staged)
+
+    async def submit(self, append: Append, *, from_wait_body: bool) -> Sequence[Event]:
+        """Have the append committed; returns the stored events, which are the store's own.
+
+        Cancelled before its group is formed, it is not stored; later, it may be.
+        """
+        future: asyncio.Future[Sequence[Event]] = asyncio.get_running_loop().create_future()
+        from_handler = self._fanout.listeners.calls_this_context()
+        staged = Staged(append, future, from_handler=from_handler, from_wait_body=from_wait_body)
+        if not suffices(staged.facts, append, self._fanout.ring):
+            staged.facts = await self._engine.facts(question_of(append))
+        if self._closed:
+            raise StoreClosed
+        self._staged.append(staged)
+        self.look_again()
+        if self._task is None:
+            self._start()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.look_again()  # while groups are held back, what was given up must not pile up
+            raise
+
+    def look_again(self) -> None:
+        """Note that something was staged, or that what held groups back may be gone."""
+        self._gate.set()
+
+    async def aclose(self) -> None:
+        """Refuse what is staged with `StoreClosed`, and wait until the write in hand is published."""
+        self._closed = True
+        self._refuse_staged(StoreClosed())
+        self.look_again()
+        while self._task is not None:
+            await asyncio.wait([self._task])
+            await asyncio.sleep(0)  # its end is noted by a callback
+
+    def _refuse_staged(self, error: BaseException) -> None:
+        while self._staged:
+            self._staged.popleft().fail(error)
+
+    def _start(self) -> None:
+        # A context of its own, so that nothing of the append that happens to start it lives on in it.
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run(), name="aiostore committer", context=contextvars.Context())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        cause = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if cause is None:
+            if self._staged:
+                self._start()
+            return
+        # Cancelled, it had nothing half done: the engine finishes what it has begun.
+        outcome = "this append is not stored" if task.cancelled() else "it is not known whether this append is stored"
+        error = EventStoreError(f"the committer ended with {cause!r}: {outcome}")
+        error.__cause__ = cause
+        for staged in self._in_hand:
+            staged.fail(error)
+        self._in_hand = ()
+        self._refuse_staged(error)
+
+    async def _run(self) -> None:
+        while self._staged:
+            async with self._lock:
+                self._in_hand = await self._form_group()
+                await self._commit(self._in_hand)
+                self._in_hand = ()
+            # Callers that were just answered stage their next append before the next group is formed.
+            await asyncio.sleep(0)
+
+    async def _form_group(self) -> Sequence[Staged]:
+        """The staged appends, in order, that make up the next group; waits while they are held back."""
+        while True:
+            group = self._take_group()
+            if group or not self._staged:
+                return group
+            self._gate.clear()
+            await self._gate.wait()
+
+    def _take_group(self) -> Sequence[Staged]:
+        limits, fanout = self._limits, self._fanout
+        backlog_full, held = fanout.backlog_full, fanout.held_by_subscriptions
+        group: list[Staged] = []
+        left: deque[Staged] = deque()
+        size = events_count = 0
+        while self._staged:
+            staged = self._staged.popleft()
+            if staged.future.cancelled():
+                continue
+            # What a handler appends never waits: the backlog cannot shrink before the handler returns.
+            if not staged.from_handler and (backlog_full or (held and not staged.from_wait_body)):
+                left.append(staged)
+                continue
+            size += staged.append.size
+            events_count += staged.events_count
+            if group and (size > limits.group_bytes_max or events_count > limits.group_events_max):
+                self._staged.appendleft(staged)
+                break
+            group.append(staged)
+        self._staged.extendleft(reversed(left))
+        return group
+
+    async def _commit(self, staged_group: Sequence[Staged]) -> None:
+        ring = self._fanout.ring
+        group = [staged for staged in staged_group if await self._knows_enough(staged)]
+        timestamp = self._next_timestamp()
+        judgement = judge([(staged.append, staged.facts) for staged in group], ring, timestamp)
+        if judgement.commits:
+            try:
+                await self._engine.commit(Plan(judgement.commits))
+            except Exception as error:
+                for staged in group:
+                    staged.fail(error)
+                return
+            self._timestamp = timestamp
+            for commit in judgement.commits:
+                self._fanout.publish(commit)
+        for staged, outcome in zip(group, judgement.outcomes, strict=True):
+            self._answer(staged, outcome)
+
+    async def _knows_enough(self, staged: Staged) -> bool:
+        """Ask again where the facts are too old for the ring; an append that cannot be judged fails alone."""
+        if not suffices(staged.facts, staged.append, self._fanout.ring):
+            try:
+                staged.facts = await self._engine.facts(question_of(staged.append))
+            except Exception as error:
+                staged.fail(error)
+        return not staged.future.done()
+
+    def _answer(self, staged: Staged, outcome: Sequence[Event] | EventStoreError) -> None:
+        if isinstance(outcome, EventStoreError):
+            staged.fail(outcome)
+        elif staged.future.done():
+            pass  # its caller gave up; the append is stored all the same
+        elif staged.from_handler:
+            staged.future.set_result(outcome)
+        else:
+            self._fanout.listeners.release(staged.future, outcome)
+
+    def _next_timestamp(self) -> str:
+        now = self._clock().astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+        return max(now, self._timestamp)

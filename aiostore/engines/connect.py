@@ -1,0 +1,37 @@
+"""From a location to its engine. Drivers are imported only when their engine is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from aiostore.engine import Engine
+from aiostore.errors import EngineUnsupported
+
+
+def connect(location: str | os.PathLike[str] | Engine | None, options: Mapping[str, Any]) -> Engine:
+    """The engine of a location: None is memory, a path the embedded log, a URL a shared engine, an engine itself.
+
+    Options that the engine does not know are TypeError; values that it does not take, ValueError.
+    """
+    if isinstance(location, Engine) or location is None:
+        if options:
+            raise TypeError(f"{'this engine' if location else 'a store in memory'} takes no options: {sorted(options)}")
+        if location is not None:
+            return location
+        from aiostore.engines.memory import MemoryEngine
+
+        return MemoryEngine()
+    path = os.fspath(location)
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"the location must be a path that is not empty or a URL, not {location!r}")
+    scheme, separator, _ = path.partition("://")
+    if separator:
+        raise EngineUnsupported(
+            f"there is no engine for {scheme}:// locations; a directory's path makes an embedded log"
+        )
+    from aiostore.engines.file.engine import FileEngine
+
+    engine: Engine = FileEngine(path, **options)
+    return engine

@@ -1,0 +1,180 @@
+"""Publishing: one synchronous step after the write that shows a commit to readers, subscriptions and listeners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from weakref import WeakSet, ref
+
+from aiostore.engine import Commit
+from aiostore.events import Event, event_size
+from aiostore.inbox import Inbox, Interest
+from aiostore.limits import Limits
+from aiostore.listeners import Listeners
+from aiostore.ring import Ring
+
+
+class _Ref(ref[Inbox]):
+    """A weak reference that remembers where it is entered."""
+
+    __slots__ = ("key", "places")
+
+    key: int
+    places: Sequence[tuple[_Terms, str]]
+
+
+_Terms = dict[str, dict[int, _Ref]]
+
+
+class InterestIndex:
+    """Which live inboxes may want an event: by stream, by tag and by type, never by asking all.
+
+    Inboxes are held weakly: a subscription that nobody holds any more is gone.
+    """
+
+    def __init__(self) -> None:
+        self._streams: _Terms = {}
+        self._tags: _Terms = {}
+        self._types: _Terms = {}
+        self._others: _Terms = {}
+        self._entered: dict[int, _Ref] = {}
+
+    def __len__(self) -> int:
+        return len(self._entered)
+
+    def add(self, inbox: Inbox) -> None:
+        """Enter an inbox under the fewest terms of which every event it wants has one."""
+        entry = _Ref(inbox, self._forget)
+        entry.key = id(inbox)
+        entry.places = self._places(inbox.interest)
+        for terms, term in entry.places:
+            terms.setdefault(term, {})[entry.key] = entry
+        self._entered[entry.key] = entry
+
+    def remove(self, inbox: Inbox) -> None:
+        """Take an inbox out; again is nothing."""
+        entry = self._entered.get(id(inbox))
+        if entry is not None:
+            self._forget(entry)
+
+    def _places(self, interest: Interest) -> Sequence[tuple[_Terms, str]]:
+        if interest.stream_id is not None:
+            return [(self._streams, interest.stream_id)]
+        if interest.everything:
+            return [(self._others, _EVERYTHING)]
+        places = []
+        for item in interest.query.items if interest.query else ():
+            if item.tags:
+                places.append((self._tags, item.tags[0]))
+            elif item.types:
+                places.extend((self._types, event_type) for event_type in item.types)
+            else:
+                places.append((self._others, _UNINDEXED))
+        return places
+
+    def _forget(self, entry: ref[Inbox]) -> None:
+        assert isinstance(entry, _Ref)
+        self._entered.pop(entry.key, None)
+        for terms, term in entry.places:
+            place = terms.get(term, {})
+            place.pop(entry.key, None)
+            if not place:
+                terms.pop(term, None)
+
+    def inboxes(self) -> list[Inbox]:
+        """All of them."""
+        return _alive(self._entered)
+
+    def wanting_everything(self) -> list[Inbox]:
+        """The inboxes that want every event."""
+        return _alive(self._others.get(_EVERYTHING, {}))
+
+    def candidates(self, event: Event) -> list[Inbox]:
+        """The other inboxes that may want the event, each once."""
+        places = [self._streams.get(event.stream_id), self._types.get(event.event_type), self._others.get(_UNINDEXED)]
+        if self._tags:
+            places.extend(self._tags.get(tag) for tag in event.tags)
+        found: dict[int, _Ref] = {}
+        for place in places:
+            if place:
+                found.update(place)
+        return _alive(found)
+
+
+_EVERYTHING = "everything"
+_UNINDEXED = "unindexed"
+
+
+def _alive(entries: dict[int, _Ref]) -> list[Inbox]:
+    # A copy: an inbox may leave while events are put into it.
+    return [inbox for entry in entries.values() if (inbox := entry()) is not None]
+
+
+class Fanout:
+    """What is published: the head, the ring, and what subscriptions and listeners get.
+
+    ``opened`` is called when something that held back the forming of groups has changed.
+    """
+
+    def __init__(self, head: int, limits: Limits, opened: Callable[[], None]) -> None:
+        self.ring = Ring(head, limits.ring_bytes_max)
+        self.listeners = Listeners(head, opened)
+        self.live = InterestIndex()
+        # Inboxes whose reader waits: nothing else may hold the task that waits for them.
+        self.waiting: set[Inbox] = set()
+        self._holding: WeakSet[Inbox] = WeakSet()
+        self._opened = opened
+        self._backlog_bytes_max = limits.backlog_bytes_max
+
+    @property
+    def head(self) -> int:
+        """The last event that anyone may see."""
+        return self.ring.head
+
+    @property
+    def backlog_full(self) -> bool:
+        """Whether the listeners are so far behind that no further group is formed."""
+        return self.listeners.backlog_bytes > self._backlog_bytes_max
+
+    @property
+    def held_by_subscriptions(self) -> bool:
+        """Whether a ``wait`` subscription with a full queue holds back the forming of groups."""
+        return len(self._holding) > 0
+
+    def publish(self, commit: Commit) -> None:
+        """Show a committed commit to everyone."""
+        self.ring.add(commit)
+        if self.live:
+            self._put(commit)
+        self.listeners.put(commit)
+
+    def _put(self, commit: Commit) -> None:
+        for inbox in self.live.wanting_everything():
+            inbox.put(commit.events, commit.bytes_estimate)
+        wanted: dict[Inbox, list[Event]] = {}
+        for event in commit.events:
+            for inbox in self.live.candidates(event):
+                if inbox.interest.matches(event):
+                    wanted.setdefault(inbox, []).append(event)
+        for inbox, events in wanted.items():
+            whole = len(events) == len(commit.events)
+            inbox.put(events, commit.bytes_estimate if whole else sum(map(event_size, events)))
+
+    def go_live(self, inbox: Inbox, events: Sequence[Event]) -> None:
+        """Queue the wanted events between the inbox's position and the head, and from now on all that come."""
+        inbox.go_live(events, self.head)
+        self.live.add(inbox)
+
+    def inbox_changed(self, inbox: Inbox) -> None:
+        """Note that an inbox is no longer live, or holds back appends, or does not any more."""
+        if not inbox.live:
+            self.live.remove(inbox)
+        if inbox.holds:
+            self._holding.add(inbox)
+        elif inbox in self._holding:
+            self._holding.remove(inbox)
+            self._opened()
+
+    def close(self) -> None:
+        """Let every reader that waits find out that the store is closed."""
+        for inbox in (*self.waiting, *self.live.inboxes()):
+            inbox.close()

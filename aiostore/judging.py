@@ -1,0 +1,134 @@
+"""Judging: which appends of a group pass, and what becomes of their events. Plain functions, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from aiostore.drafts import Append
+from aiostore.engine import Commit, Facts, Question
+from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, EventStoreError, IdempotencyConflict
+from aiostore.events import Event, version_matches
+from aiostore.query import AppendCondition
+from aiostore.ring import Ring
+
+Outcome = Sequence[Event] | EventStoreError
+"""What an append comes to: the events stored, now or with the same key before, or the reason why none are."""
+
+NOTHING_KNOWN = Facts(head=-1)
+
+
+def question_of(append: Append) -> Question:
+    """What must be known to judge the append."""
+    key = append.idempotency_key
+    return Question(
+        [part.stream_id for part in append.parts],
+        (append.parts[0].stream_id, key) if key is not None and append.parts else None,
+        append.condition,
+    )
+
+
+def suffices(facts: Facts, append: Append, ring: Ring) -> bool:
+    """Whether the facts, with what the ring holds, are enough to judge the append now."""
+    if facts.head >= ring.after:
+        return True
+    if append.idempotency_key is not None or append.condition is not None:
+        return False
+    return all(ring.version(part.stream_id) is not None for part in append.parts)
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What a group comes to, given that its commits are stored: one outcome for each append, in order."""
+
+    commits: list[Commit] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def judge(group: Sequence[tuple[Append, Facts]], ring: Ring, timestamp: str) -> Judgement:
+    """Judge each append of the group against the state that the earlier ones leave: key, then version, then condition.
+
+    The facts of each must suffice (`suffices`). An append without events is checked all the same and comes to ``[]``.
+    """
+    court = _Court(ring, timestamp)
+    for append, facts in group:
+        court.judge(append, facts)
+    return court.judgement
+
+
+class _Court:
+    def __init__(self, ring: Ring, timestamp: str) -> None:
+        self.judgement = Judgement()
+        self._ring = ring
+        self._timestamp = timestamp
+        self._next_id = ring.head + 1
+        self._versions: dict[str, int] = {}
+        self._keys: dict[tuple[str, str], Sequence[Event]] = {}
+
+    def judge(self, append: Append, facts: Facts) -> None:
+        outcome = self._duplicate(append, facts) or self._refusal(append, facts)
+        if outcome is None:
+            outcome = self._pass(append, facts)
+        self.judgement.outcomes.append(outcome)
+
+    def _duplicate(self, append: Append, facts: Facts) -> Outcome | None:
+        key = append.idempotency_key
+        if key is None or not append.parts:
+            return None
+        stream_id = append.parts[0].stream_id
+        stored = self._keys.get((stream_id, key)) or self._ring.stored(stream_id, key) or facts.stored
+        if not stored:
+            return None
+        asked = [(part.stream_id, draft) for part in append.parts for draft in part.drafts]
+        same = len(asked) == len(stored) and all(
+            stream_id == event.stream_id and draft.became(event)
+            for (stream_id, draft), event in zip(asked, stored, strict=True)
+        )
+        return stored if same else IdempotencyConflict(stream_id, key, stored[0].event_id)
+
+    def _refusal(self, append: Append, facts: Facts) -> EventStoreError | None:
+        for part in append.parts:
+            if part.expected_version is not None:
+                actual = self._version(part.stream_id, facts)
+                if not version_matches(part.expected_version, actual):
+                    return ConcurrencyConflict(part.stream_id, part.expected_version, actual)
+        if append.condition is not None:
+            match = facts.match or self._match(append.condition, facts.head)
+            if match is not None:
+                return AppendConditionFailed(match)
+        return None
+
+    def _match(self, condition: AppendCondition, above: int) -> int | None:
+        """The first match that was committed after the facts, or in this group."""
+        after = max(above, condition.after or 0)
+        earlier: Iterator[Event] = chain.from_iterable(commit.events for commit in self.judgement.commits)
+        for event in chain(self._ring.since(above), earlier):
+            if event.event_id > after and condition.query.matches(event):
+                return event.event_id
+        return None
+
+    def _version(self, stream_id: str, facts: Facts) -> int:
+        version = self._versions.get(stream_id)
+        if version is None:
+            version = self._ring.version(stream_id)
+        return facts.versions[stream_id] if version is None else version
+
+    def _pass(self, append: Append, facts: Facts) -> Sequence[Event]:
+        events = []
+        event_id, timestamp = self._next_id, self._timestamp
+        for part in append.parts:
+            stream_id = part.stream_id
+            version = self._version(stream_id, facts)
+            for event_type, data, metadata, tags, _ in part.drafts:
+                version += 1
+                events.append(Event(event_id, stream_id, version, event_type, timestamp, data, metadata, tags))
+                event_id += 1
+            self._versions[stream_id] = version
+        if events:
+            self._next_id = event_id
+            key = append.idempotency_key
+            if key is not None:
+                self._keys[append.parts[0].stream_id, key] = events
+            self.judgement.commits.append(Commit(events, key, append.size))
+        return events

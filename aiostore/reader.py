@@ -1,0 +1,129 @@
+"""Reading what is there: a pass over a selection of events that ends at the head as of its start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from aiostore.engine import PAGE_EVENTS, Engine, Question, Selection
+from aiostore.events import Event
+from aiostore.query import Query
+
+T = TypeVar("T")
+
+
+def check_number(name: str, value: object, least: int) -> int:
+    """The number itself, if it is an int of at least ``least``; else ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an int of {least} or more, not {value!r}")
+    return value
+
+
+def check_bound(name: str, value: int | None) -> int | None:
+    """The number itself, if it is None or an int of at least 0; else ValueError."""
+    return None if value is None else check_number(name, value, 0)
+
+
+def check_query(query: object) -> Query | None:
+    """The query itself, if it is one or None; else TypeError."""
+    if query is not None and not isinstance(query, Query):
+        raise TypeError(f"query must be a Query, not {query!r}")
+    return query
+
+
+class Batches(AsyncIterator[list[T]]):
+    """An async iterator of lists that are not empty."""
+
+    def __init__(self, take: Callable[[int], object], max_events: int) -> None:
+        self._take = take
+        self._max_events = check_number("max_events", max_events, 1)
+
+    async def __anext__(self) -> list[T]:
+        batch: list[T] = await self._take(self._max_events)  # type: ignore[misc]
+        if not batch:
+            raise StopAsyncIteration
+        return batch
+
+
+class Reader(AsyncIterator[Event]):
+    """One pass over stored events, in order: ``async for``, `batches` or `to_list`.
+
+    The read starts with the first of these and ends at the head as of then: what is appended meanwhile is not in it.
+    Memory is bounded by one page. Raises `StoreCorrupt` where stored bytes are damaged, `StoreClosed`, `WrongLoop`.
+    Cancelled and called again, it goes on where it was.
+    """
+
+    def __init__(self, engine: Engine, selection: Selection, limit: int | None, check: Callable[[], None]) -> None:
+        self._engine = engine
+        self._selection = selection
+        self._left = limit
+        self._check = check
+        self._started: tuple[int, int] | None = None
+        self._cursor: int | None = None
+        self._done = False
+        self._page: list[Event] = []  # in reverse, so that the next event is popped off its end
+
+    @property
+    def head(self) -> int:
+        """The last event_id of the store as of the start of the read."""
+        return self._as_of_start()[0]
+
+    @property
+    def version(self) -> int:
+        """The version of the stream as of the start of the read, 0 if it had no events (or all streams are read)."""
+        return self._as_of_start()[1]
+
+    def _as_of_start(self) -> tuple[int, int]:
+        if self._started is None:
+            raise RuntimeError("the read has not started: head and version are those of its start")
+        return self._started
+
+    async def __anext__(self) -> Event:
+        if not self._page and not await self._turn(PAGE_EVENTS):
+            raise StopAsyncIteration
+        return self._page.pop()
+
+    def batches(self, max_events: int = PAGE_EVENTS) -> AsyncIterator[list[Event]]:
+        """The same pass, as lists of 1 to ``max_events`` events."""
+        return Batches(self._take, max_events)
+
+    async def to_list(self) -> list[Event]:
+        """The rest of the pass as one list, which is as large as what matches."""
+        events: list[Event] = []
+        while batch := await self._take(PAGE_EVENTS):
+            events.extend(batch)
+        return events
+
+    async def _take(self, max_events: int) -> list[Event]:
+        if not self._page:
+            await self._turn(max_events)
+        batch = self._page[: -max_events - 1 : -1]
+        del self._page[-len(batch) :]
+        return batch
+
+    async def _turn(self, max_events: int) -> bool:
+        """Read the next page that is not empty; False at the end."""
+        while not self._page and not self._done:
+            self._check()
+            if self._started is None:
+                await self._start()
+                continue
+            page_events = max_events if self._left is None else min(max_events, self._left)
+            page = await self._engine.read(self._selection, self._cursor, page_events)
+            self._page = page.events[::-1]
+            self._cursor = page.cursor
+            if self._left is not None:
+                self._left -= len(page.events)
+            self._done = page.cursor is None or self._left == 0
+            await asyncio.sleep(0)  # pages from memory must not keep the loop to themselves
+        return bool(self._page)
+
+    async def _start(self) -> None:
+        stream_id = self._selection.stream_id
+        facts = await self._engine.facts(Question([stream_id] if stream_id is not None else ()))
+        version = facts.versions[stream_id] if stream_id is not None else 0
+        self._selection = replace(self._selection, up_to=min(self._selection.up_to, facts.head))
+        self._done = self._left == 0 or (stream_id is not None and version == 0)
+        self._started = (facts.head, version)

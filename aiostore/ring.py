@@ -1,0 +1,76 @@
+"""The latest commits, in memory: what judging looks at, and where subscriptions go live from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from aiostore.engine import Commit
+from aiostore.events import Event
+
+_SPARE_COMMITS_MAX = 1000
+
+
+class Ring:
+    """Every committed event above ``after`` up to ``head``; whole commits leave it at the old end, by their bytes."""
+
+    def __init__(self, head: int, bytes_max: int) -> None:
+        self.head = head
+        self.after = head
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        # The commits from `_start` on, and the last event_id of each; what stands before is cut off in bulk.
+        self._commits: list[Commit] = []
+        self._last_ids: list[int] = []
+        self._start = 0
+        self._versions: dict[str, int] = {}
+        self._keys: dict[tuple[str, str], Sequence[Event]] = {}
+
+    def add(self, commit: Commit) -> None:
+        """Take the next commit in and, where there is no more room, the oldest ones out; the newest always stays."""
+        for event in commit.events:
+            self._versions[event.stream_id] = event.version
+        if commit.idempotency_key is not None:
+            self._keys[commit.events[0].stream_id, commit.idempotency_key] = commit.events
+        self.head = commit.events[-1].event_id
+        self._commits.append(commit)
+        self._last_ids.append(self.head)
+        self._bytes += commit.bytes_estimate
+        while self._bytes > self._bytes_max and len(self._commits) - self._start > 1:
+            self._remove_oldest()
+        if self._start > _SPARE_COMMITS_MAX and self._start > len(self._commits) // 2:
+            del self._commits[: self._start], self._last_ids[: self._start]
+            self._start = 0
+
+    def _remove_oldest(self) -> None:
+        commit = self._commits[self._start]
+        self._commits[self._start] = Commit((), None)
+        self._start += 1
+        self._bytes -= commit.bytes_estimate
+        self.after = commit.events[-1].event_id
+        for event in commit.events:
+            if self._versions.get(event.stream_id) == event.version:
+                del self._versions[event.stream_id]
+        if commit.idempotency_key is not None:
+            self._keys.pop((commit.events[0].stream_id, commit.idempotency_key), None)
+
+    def version(self, stream_id: str) -> int | None:
+        """The version of a stream that has an event in the ring; else None."""
+        return self._versions.get(stream_id)
+
+    def stored(self, stream_id: str, key: str) -> Sequence[Event] | None:
+        """The events of the commit with this key, if it is in the ring."""
+        return self._keys.get((stream_id, key))
+
+    def since(self, after: int) -> Iterator[Event]:
+        """The events above ``after``, which must not be below the ring's own, in order."""
+        first = bisect_right(self._last_ids, after, lo=self._start)
+        for index in range(first, len(self._commits)):
+            events = self._commits[index].events
+            start = bisect_right(events, after, key=_event_id) if index == first else 0
+            yield from islice(events, start, None)
+
+
+def _event_id(event: Event) -> int:
+    return event.event_id

@@ -1,0 +1,383 @@
+"""The store: what an application holds. It checks, and hands on to the committer, the readers and the fan-out."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from enum import Enum
+from types import TracebackType
+from typing import Any, Literal, Self
+from weakref import WeakSet
+
+from aiostore.commit import Clock, Committer, utc_now
+from aiostore.drafts import (
+    CHUNK_EVENTS,
+    Draft,
+    StreamDrafts,
+    check_expected_version,
+    check_stream_id,
+    draft_event,
+    draft_events,
+    make_append,
+)
+from aiostore.engine import Engine, Question, Selection
+from aiostore.engines.connect import connect
+from aiostore.errors import EngineUnsupported, InvalidEvent, StoreClosed, WrongLoop
+from aiostore.events import END, Event, EventLike, NewEvent, Position, StreamAppend, StreamState, copies
+from aiostore.fanout import Fanout
+from aiostore.inbox import Inbox, Interest, OnSlow
+from aiostore.limits import Limits
+from aiostore.listeners import Handler, Listener
+from aiostore.query import AppendCondition, Query
+from aiostore.reader import Reader, check_bound, check_number, check_query
+from aiostore.subscription import OnLive, Subscription, in_wait_body
+
+Location = str | os.PathLike[str] | Engine | None
+
+
+class _State(Enum):
+    NEW = "not open yet"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FORKED = "open in another process"
+
+
+@functools.cache
+def _open_stores() -> WeakSet[EventStore]:
+    """The stores of this process that are open, so that a forked child lets go of its copies of them."""
+    stores: WeakSet[EventStore] = WeakSet()
+
+    def abandon() -> None:
+        for store in tuple(stores):
+            store._abandon()
+        stores.clear()
+
+    os.register_at_fork(after_in_child=abandon)
+    return stores
+
+
+class EventStore:
+    """An event store that lives in the event loop: durable appends, and subscribers that read with ``async for``.
+
+    ``EventStore()`` keeps events in memory; ``EventStore("orders/")`` in a directory, the embedded log. Use it with
+    ``async with``, or `open` and `aclose`. It belongs to the loop that opened it (`WrongLoop`).
+
+    ``limits``: bounds, see `Limits`. ``clock``: gives the time of new events, aware; for tests. Options of the embedded
+    log: ``durability="fsync"`` (an append returns when its events survive a power loss) or ``"os"`` (when they survive
+    the process), ``mode="rw"`` or ``"r"`` (only reads, takes no lock), ``segment_bytes`` (16 MiB).
+    """
+
+    def __init__(
+        self, location: Location = None, *, limits: Limits | None = None, clock: Clock = utc_now, **options: Any
+    ) -> None:
+        self._limits = limits or Limits()
+        self._engine = connect(location, options)
+        self._committer = Committer(self._engine, self._limits, clock)
+        self._fanout: Fanout
+        self._state = _State.NEW
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, location: Location = None, *, limits: Limits | None = None, clock: Clock = utc_now, **options: Any
+    ) -> Self:
+        """A store that is open; the parameters are those of the class. Close it with `aclose`.
+
+        Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, `EngineUnavailable`.
+        """
+        return await cls(location, limits=limits, clock=clock, **options).__aenter__()
+
+    async def __aenter__(self) -> Self:
+        if self._state is not _State.NEW:
+            raise StoreClosed(f"this store is {self._state.value}; a store object is opened once, make another")
+        self._state = _State.CLOSED  # until it is open
+        self._loop = asyncio.get_running_loop()
+        head = await self._engine.open()
+        self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again)
+        self._committer.start(self._fanout, head.timestamp)
+        self._state = _State.OPEN
+        _open_stores().add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the store: the write in hand finishes and is delivered, all other appends get `StoreClosed`.
+
+        Subscriptions and reads get `StoreClosed` too. From any task of the store's loop, any number of times; each call
+        returns when the store is closed, and cancelling a call does not stop the closing. Raises RuntimeError inside a
+        handler (which it would wait for).
+        """
+        if self._state in (_State.NEW, _State.FORKED):
+            self._state = _State.CLOSED
+        if self._closing is None:
+            if self._state is _State.CLOSED:
+                return
+            self._check_loop()
+        if self._fanout.listeners.calls_this_context():
+            raise RuntimeError("aclose() inside a handler would wait for that handler; call it from a task of its own")
+        if self._closing is None:
+            self._state = _State.CLOSING
+            self._closing = asyncio.get_running_loop().create_future()
+            self._start_closing()
+        await asyncio.shield(self._closing)
+
+    def _start_closing(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._close(), name="aiostore closing")
+        task.add_done_callback(self._closed)
+
+    async def _close(self) -> None:
+        self._fanout.close()
+        for step in (self._committer.aclose, self._fanout.listeners.drain, self._engine.aclose):
+            await _finish(step)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        assert self._closing is not None
+        if task.cancelled():  # before its first step
+            self._start_closing()
+            return
+        self._state = _State.CLOSED
+        _open_stores().discard(self)
+        error = task.exception()
+        if error is None:
+            self._closing.set_result(None)
+        else:
+            self._closing.set_exception(error)
+
+    def _abandon(self) -> None:
+        self._state = _State.FORKED
+        self._engine.abandon()
+
+    def _check_loop(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoop from None
+        if loop is not self._loop:
+            raise WrongLoop
+
+    def _check(self) -> None:
+        """Raise unless the store is open and called from its loop."""
+        if self._state is not _State.OPEN:
+            if self._state is _State.FORKED:
+                raise StoreClosed("the store is open in the process that forked this one; open a store of your own")
+            raise StoreClosed(f"the store is {self._state.value}")
+        self._check_loop()
+
+    def _check_append(self) -> None:
+        self._check()
+        if self._engine.read_only:
+            raise EngineUnsupported(f"{self._engine.location} was opened with mode='r': it takes no appends")
+
+    async def append(
+        self,
+        stream_id: str,
+        event_type: str,
+        data: Any,
+        *,
+        metadata: Any = None,
+        tags: Iterable[str] = (),
+        expected_version: int | StreamState | None = None,
+        condition: AppendCondition | None = None,
+        idempotency_key: str | None = None,
+    ) -> Event:
+        """Store one event; returns it when it is durable and the listeners have had it.
+
+        ``stream_id``: 1 to 1,024 bytes of UTF-8 without control characters. ``event_type``, each of at most 64 ``tags``
+        and ``idempotency_key``: 1 to 256. ``data`` and ``metadata``: JSON objects, as dicts (or dataclasses or msgspec
+        Structs that become them), 16 MiB in all. ``expected_version``: the number of events that the stream must have
+        (`NO_STREAM` is 0), `STREAM_EXISTS`, or None for any. ``condition``: see `AppendCondition`.
+        ``idempotency_key``: an append whose key the stream already has returns the events stored then and stores
+        nothing, for ever.
+
+        Raises `InvalidEvent`, `ConcurrencyConflict`, `AppendConditionFailed`, `IdempotencyConflict` (the key, with
+        other events), `StoreFull`, `StoreFailed`, `StoreClosed`, `WrongLoop`: in each case but `StoreFailed` nothing is
+        stored. Cancelled or timed out, it may or may not be stored: retry with a key.
+        """
+        self._check_append()
+        draft = draft_event(NewEvent(event_type, data, metadata, tags), self._limits)
+        part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
+        (event,) = await self._append([part], condition, idempotency_key)
+        return event
+
+    async def append_batch(
+        self,
+        stream_id: str,
+        events: Iterable[EventLike],
+        *,
+        expected_version: int | StreamState | None = None,
+        condition: AppendCondition | None = None,
+        idempotency_key: str | None = None,
+    ) -> list[Event]:
+        """Store several events in one stream, all or none; returns them in order. See `append`.
+
+        ``events``: ``(event_type, data)``, ``(event_type, data, metadata)`` or `NewEvent`, 64 MiB in all. Where it is
+        empty, the checks are made all the same and ``[]`` returns.
+        """
+        self._check_append()
+        part = await self._draft(StreamAppend(stream_id, events, expected_version), "")
+        return await self._append([part], condition, idempotency_key)
+
+    async def append_streams(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        condition: AppendCondition | None = None,
+        idempotency_key: str | None = None,
+    ) -> list[Event]:
+        """Store events in several streams, all or none; returns them in order. See `append_batch`.
+
+        A stream named twice is `InvalidEvent`. The scope of the ``idempotency_key`` is the first stream.
+        """
+        self._check_append()
+        parts = []
+        for index, part in enumerate(appends):
+            if not isinstance(part, StreamAppend):
+                raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
+            parts.append(await self._draft(part, f"appends[{index}]."))
+        return await self._append(parts, condition, idempotency_key)
+
+    async def _draft(self, part: StreamAppend, where: str) -> StreamDrafts:
+        stream_id = check_stream_id(part.stream_id, f"{where}stream_id")
+        expected_version = check_expected_version(part.expected_version)
+        drafts: list[Draft] = []
+        for chunk in draft_events(part.events, self._limits, f"{where}events"):
+            drafts += chunk
+            if len(chunk) == CHUNK_EVENTS:
+                await asyncio.sleep(0)
+        return StreamDrafts(stream_id, drafts, expected_version)
+
+    async def _append(
+        self, parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: str | None
+    ) -> list[Event]:
+        append = make_append(parts, condition, idempotency_key, self._limits)
+        return copies(await self._committer.submit(append, from_wait_body=in_wait_body()))
+
+    def read_stream(
+        self,
+        stream_id: str,
+        *,
+        from_version: int = 1,
+        to_version: int | None = None,
+        backwards: bool = False,
+        limit: int | None = None,
+    ) -> Reader:
+        """Read a stream from ``from_version`` to ``to_version``, both included, at most ``limit`` events.
+
+        ``backwards`` only reverses the order: with a limit, the last events of the range come. No stream, no events.
+        """
+        self._check()
+        selection = Selection(
+            up_to=_NO_BOUND,
+            stream_id=check_stream_id(stream_id),
+            from_version=check_number("from_version", from_version, 1),
+            to_version=check_bound("to_version", to_version),
+            backwards=backwards,
+        )
+        return Reader(self._engine, selection, check_bound("limit", limit), self._check)
+
+    def read_all(
+        self,
+        *,
+        after: int = 0,
+        up_to: int | None = None,
+        query: Query | None = None,
+        backwards: bool = False,
+        limit: int | None = None,
+    ) -> Reader:
+        """Read all streams in the order of event_id: after < event_id <= up_to, at most ``limit`` events.
+
+        ``query``: only what it matches. ``backwards`` only reverses the order.
+        """
+        self._check()
+        bound = check_bound("up_to", up_to)
+        selection = Selection(
+            up_to=_NO_BOUND if bound is None else bound,
+            after=check_number("after", after, 0),
+            query=check_query(query),
+            backwards=backwards,
+        )
+        return Reader(self._engine, selection, check_bound("limit", limit), self._check)
+
+    async def stream_version(self, stream_id: str) -> int:
+        """The version of the stream's last event, which is the number of its events; 0 when it has none."""
+        self._check()
+        stream_id = check_stream_id(stream_id)
+        return (await self._engine.facts(Question([stream_id]))).versions[stream_id]
+
+    async def head(self) -> int:
+        """The last event_id, 0 when the store is empty."""
+        self._check()
+        return self._fanout.head
+
+    def subscribe(
+        self,
+        *,
+        stream_id: str | None = None,
+        query: Query | None = None,
+        after: int | Position = 0,
+        queue_size: int = 1024,
+        on_slow: Literal["catch_up", "wait", "fail"] = "catch_up",
+        on_live: OnLive | None = None,
+    ) -> Subscription:
+        """Every matching event after the event_id ``after`` (`END`: after the head as of the start), once, in order.
+
+        ``stream_id`` AND ``query`` choose the events; without either, all. ``queue_size``: so many events (and 16 MiB)
+        are held for a reader that is live but slow. Then, ``on_slow``: ``"catch_up"`` drops the queue and reads on from
+        the log; ``"wait"`` holds appends back until there is room (those made in the loop's own body pass; after 30 s
+        without a step it becomes ``"catch_up"``); ``"fail"`` raises `SlowSubscriber`. ``on_live(subscription)``, plain
+        or async, is called each time it has come from history to live and handed out all there was.
+        """
+        self._check()
+        if after is not END:
+            after = check_number("after", after, 0)
+        if on_live is not None and not callable(on_live):
+            raise TypeError(f"on_live must be callable, not {on_live!r}")
+        inbox = Inbox(
+            Interest(None if stream_id is None else check_stream_id(stream_id), check_query(query)),
+            check_number("queue_size", queue_size, 1),
+            self._limits.queue_bytes_max,
+            OnSlow(on_slow),
+            self._fanout.inbox_changed,
+        )
+        return Subscription(self._engine, self._fanout, inbox, after, on_live, self._check)
+
+    def on_commit(self, handler: Handler, *, wait: bool = True) -> Listener:
+        """Have ``await handler(events)`` called with each commit from now on, one after another, in order.
+
+        Handlers are called in the order of their registration. An append returns after all those with ``wait=True``
+        have had its events. Inside a handler, an append returns once it is durable, and its events come after the
+        commit in hand. A handler that raises gets nothing more: the error is logged and kept on the `Listener`, the
+        append succeeds, and the others get the commit. A handler must not wait for another task's append.
+        """
+        self._check()
+        return self._fanout.listeners.add(handler, wait=wait, head=self._fanout.head)
+
+    def __repr__(self) -> str:
+        state = self._state.value
+        if self._state is _State.OPEN:
+            fanout = self._fanout
+            state += f", head={fanout.head}, staged={self._committer.staged_count}"
+            state += f", live subscriptions={len(fanout.live)}, listeners={len(fanout.listeners.registered)}"
+        return f"<EventStore {self._engine.location!r} {state}>"
+
+
+_NO_BOUND = 2**63 - 1
+
+
+async def _finish(step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step that can be taken again to its end: cancelling all tasks must not leave a store half closed."""
+    while True:
+        try:
+            return await step()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()

@@ -1,0 +1,269 @@
+"""Subscriptions: every matching event once, in order, from history into what is live."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from aiostore.engine import PAGE_EVENTS, Engine, Selection
+from aiostore.errors import SlowSubscriber
+from aiostore.events import END, Event, Position, copy_event
+from aiostore.fanout import Fanout
+from aiostore.inbox import Inbox, OnSlow
+from aiostore.reader import Batches
+
+RING_STEP_EVENTS = 1000
+"""So many events of the ring are looked at in one go."""
+
+OnLive = Callable[["Subscription"], Awaitable[None] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStatistics:
+    """How a subscription is doing: event_ids, counts of events, bytes."""
+
+    position: int
+    """Every matching event up to this event_id was handed out."""
+    lag: int
+    """How many events of the store, matching or not, lie between the position and the head."""
+    is_live: bool
+    """Whether it gets events as they are published, not from the log."""
+    delivered_count: int
+    """How many events were handed out."""
+    queued_count: int
+    """How many events wait in its queue."""
+    queued_bytes: int
+    """Roughly what these take; what was read from the log is not counted."""
+    fell_behind_count: int
+    """How often its full queue was dropped."""
+
+
+@dataclass(slots=True, eq=False)
+class _Body:
+    """Stands for one turn of the body of a loop over a ``wait`` subscription."""
+
+    active: bool = True
+
+
+_body: contextvars.ContextVar[_Body | None] = contextvars.ContextVar("aiostore_wait_body", default=None)
+
+
+def in_wait_body() -> bool:
+    """Whether the current task runs in the body of a loop over a ``wait`` subscription, or was started there."""
+    body = _body.get()
+    return body is not None and body.active
+
+
+class Subscription(AsyncIterator[Event]):
+    """Every matching event after its start, once, in order: first from history, then as it is published.
+
+    Use it with ``async with`` (required for ``on_slow="wait"``) and ``async for``, or `batches`; one reader at a time.
+    It does not end by itself. A cancelled step loses nothing: the next one goes on where it was. When the store closes,
+    it raises `StoreClosed`; after its own `aclose`, it just ends.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        fanout: Fanout,
+        inbox: Inbox,
+        after: int | Position,
+        on_live: OnLive | None,
+        check: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._fanout = fanout
+        self._inbox = inbox
+        self._from_end = after is END
+        if isinstance(after, int):
+            inbox.held = inbox.handed = after
+        self._on_live = on_live
+        self._check = check
+        self._entered = False
+        self._closed = False
+        self._reading = False
+        self._body: _Body | None = None
+        self._delivered_count = 0
+        # The head as of going live: `on_live` is due when all up to it was handed out.
+        self._live_due: int | None = None
+
+    async def __aenter__(self) -> Self:
+        self._check()
+        self._entered = True
+        self._fix_end()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the subscription: its reader just stops, and nothing of it is left. From any task; again is nothing."""
+        self._closed = True
+        self._end_body()
+        self._inbox.close()
+        self._fanout.inbox_changed(self._inbox)
+
+    @property
+    def position(self) -> int:
+        """Every matching event up to this event_id was handed out. Live and with an empty queue, it is the head."""
+        inbox = self._inbox
+        if self._from_end or (inbox.live and not inbox.events):
+            return max(inbox.held, self._fanout.head)
+        return inbox.handed
+
+    @property
+    def lag(self) -> int:
+        """How many events of the store, matching or not, lie between the position and the head."""
+        return max(0, self._fanout.head - self.position)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it gets events as they are published, not from the log."""
+        return self._inbox.live
+
+    def statistics(self) -> SubscriptionStatistics:
+        """How it is doing, as of now."""
+        inbox = self._inbox
+        return SubscriptionStatistics(
+            position=self.position,
+            lag=self.lag,
+            is_live=inbox.live,
+            delivered_count=self._delivered_count,
+            queued_count=len(inbox.events),
+            queued_bytes=inbox.bytes,
+            fell_behind_count=inbox.fell_behind_count,
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "live" if self.is_live else "catching up"
+        return f"<Subscription {state} position={self.position} lag={self.lag} queued={len(self._inbox.events)}>"
+
+    def batches(self, max_events: int = PAGE_EVENTS) -> AsyncIterator[list[Event]]:
+        """The same events as lists of 1 to ``max_events``: whatever is there, without waiting for more."""
+        return Batches(self._take, max_events)
+
+    async def __anext__(self) -> Event:
+        if not self._inbox.events or self._reading or self._live_due is not None:
+            await self._fill()
+            if self._closed:
+                raise StopAsyncIteration
+        self._end_body()
+        event = self._hand_out()
+        if self._inbox.on_slow is OnSlow.WAIT:
+            self._begin_body()
+        return event
+
+    async def _take(self, max_events: int) -> list[Event]:
+        await self._fill()
+        events = [self._hand_out() for _ in range(min(max_events, len(self._inbox.events)))]
+        if self._inbox.on_slow is OnSlow.WAIT:
+            self._begin_body()
+        return events
+
+    def _hand_out(self) -> Event:
+        shared = self._inbox.shared
+        event = self._inbox.take()
+        self._delivered_count += 1
+        return copy_event(event) if shared else event
+
+    def _begin_body(self) -> None:
+        self._body = _Body()
+        _body.set(self._body)
+
+    def _end_body(self) -> None:
+        if self._body is not None:
+            self._body.active = False
+            self._body = None
+
+    def _fix_end(self) -> None:
+        if self._from_end:
+            self._from_end = False
+            self._inbox.held = self._inbox.handed = self._fanout.head
+
+    async def _fill(self) -> None:
+        """Wait until the queue has an event, or the subscription is closed. Cancelled, it has lost nothing."""
+        if self._reading:
+            raise RuntimeError("another task is reading this subscription; subscribe once for each reader")
+        if self._inbox.on_slow is OnSlow.WAIT and not self._entered:
+            raise RuntimeError('a subscription with on_slow="wait" holds appends back: use it with "async with"')
+        self._end_body()
+        self._fix_end()
+        inbox = self._inbox
+        self._reading = True
+        try:
+            while not self._closed:
+                self._check()
+                if inbox.overflowed:
+                    raise SlowSubscriber(inbox.handed, inbox.queue_size)
+                if self._is_live_due():
+                    await self._tell_live()
+                elif inbox.events:
+                    return
+                elif inbox.live:
+                    await self._wait()
+                else:
+                    await self._read_history()
+        finally:
+            self._reading = False
+
+    async def _wait(self) -> None:
+        inbox, waiting = self._inbox, self._fanout.waiting
+        inbox.waiter = asyncio.get_running_loop().create_future()
+        waiting.add(inbox)
+        try:
+            await inbox.waiter
+        finally:
+            inbox.waiter = None
+            waiting.discard(inbox)
+
+    async def _read_history(self) -> None:
+        inbox = self._inbox
+        await asyncio.sleep(0)  # history that is in memory must not keep the loop to itself
+        if self._fanout.ring.after <= inbox.held:
+            self._read_ring()
+            return
+        selection = Selection(
+            up_to=self._fanout.head,
+            after=inbox.held,
+            stream_id=inbox.interest.stream_id,
+            query=inbox.interest.query,
+        )
+        page = await self._engine.read(selection)
+        if not self._closed:
+            inbox.fill(page.events, selection.up_to if page.cursor is None else page.cursor, shared=False)
+
+    def _read_ring(self) -> None:
+        """Queue what the ring holds above the position; if that is all of it, go live in the same step."""
+        inbox, ring = self._inbox, self._fanout.ring
+        wanted: list[Event] = []
+        for examined, event in enumerate(ring.since(inbox.held)):
+            if len(wanted) == inbox.queue_size or examined == RING_STEP_EVENTS:
+                inbox.fill(wanted, event.event_id - 1, shared=True)
+                return
+            if inbox.interest.matches(event):
+                wanted.append(event)
+        self._fanout.go_live(inbox, wanted)
+        self._live_due = self._fanout.head
+
+    def _is_live_due(self) -> bool:
+        """Whether all that there was on going live is handed out, and nobody was told."""
+        events, due = self._inbox.events, self._live_due
+        return due is not None and self._inbox.live and not (events and events[0].event_id <= due)
+
+    async def _tell_live(self) -> None:
+        due, self._live_due = self._live_due, None
+        if self._on_live is not None:
+            try:
+                told = self._on_live(self)
+                if inspect.isawaitable(told):
+                    await told
+            except asyncio.CancelledError:
+                self._live_due = due
+                raise
