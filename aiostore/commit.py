@@ -31,13 +31,12 @@ def utc_now() -> datetime:
 class Staged:
     """An append that waits for its group. It is given up by cancelling its future."""
 
-    __slots__ = ("append", "events_count", "facts", "from_handler", "from_wait_body", "future")
+    __slots__ = ("append", "facts", "from_handler", "from_wait_body", "future")
 
     def __init__(
         self, append: Append, future: asyncio.Future[Sequence[Event]], *, from_handler: bool, from_wait_body: bool
     ) -> None:
         self.append = append
-        self.events_count = append.events_count
         self.facts: Facts = NOTHING_KNOWN
         self.future = future
         self.from_handler = from_handler
@@ -46,8 +45,12 @@ class Staged:
     def fail(self, error: BaseException) -> None:
         """Let the append raise an error of its own, of which the traceback is its own too."""
         if not self.future.done():
-            own = copy.copy(error)
-            own.__cause__ = error.__cause__
+            if isinstance(error, EventStoreError):
+                own = copy.copy(error)
+                own.__cause__ = error.__cause__
+            else:
+                own = EventStoreError(f"the engine failed, the outcome of this append is unknown: {error!r}")
+                own.__cause__ = error
             self.future.set_exception(own)
             self.future.exception()  # a caller cancelled in this very moment will not look at it: that is no mistake
 
@@ -176,7 +179,7 @@ class Committer:
                 left.append(staged)
                 continue
             size += staged.append.size
-            events_count += staged.events_count
+            events_count += staged.append.events_count
             if group and (size > limits.group_bytes_max or events_count > limits.group_events_max):
                 self._staged.appendleft(staged)
                 break
@@ -197,8 +200,7 @@ class Committer:
                     staged.fail(error)
                 return
             self._timestamp = timestamp
-            for commit in judgement.commits:
-                self._fanout.publish(commit)
+            self._fanout.publish(judgement.commits)
         for staged, outcome in zip(group, judgement.outcomes, strict=True):
             self._answer(staged, outcome)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,7 +21,7 @@ from aiostore.limits import (
     Limits,
 )
 from aiostore.query import AppendCondition
-from aiostore.strictjson import encode_objects, same_value
+from aiostore.strictjson import encode_object, encode_objects, same_value
 
 CHUNK_EVENTS = 500
 """So many events are drafted in one go, about a millisecond of the loop's time."""
@@ -65,11 +66,7 @@ class Append:
     condition: AppendCondition | None
     idempotency_key: str | None
     size: int
-
-    @property
-    def events_count(self) -> int:
-        """How many events it would store."""
-        return sum(len(part.drafts) for part in self.parts)
+    events_count: int
 
 
 def check_name(value: object, where: str, bytes_max: int) -> str:
@@ -117,57 +114,63 @@ def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "even
         raise InvalidEvent(where, f"must be an iterable of events, not {type(events).__name__}")
     taken = list(events)
     for start in range(0, len(taken), CHUNK_EVENTS):
-        chunk = taken[start : start + CHUNK_EVENTS]
-        yield _draft_chunk(chunk, [f"{where}[{start + i}]" for i in range(len(chunk))], limits)
+        yield _draft_chunk(taken[start : start + CHUNK_EVENTS], where, start, limits)
 
 
-def draft_event(event: NewEvent, limits: Limits) -> Draft:
-    """The draft of one event, whose parts an error names without a number."""
-    return _draft_chunk([event], [""], limits)[0]
-
-
-def _draft_chunk(events: Sequence[EventLike], names: Sequence[str], limits: Limits) -> list[Draft]:
-    parts = [_parts(event, name) for event, name in zip(events, names, strict=True)]
-    datas = encode_objects([part[1] for part in parts], [_inside(name, "data") for name in names])
-    drafts = []
-    for (event_type, _, metadata, tags), data, name in zip(parts, datas, names, strict=True):
-        event_type = check_name(event_type, _inside(name, "event_type"), EVENT_TYPE_BYTES_MAX)
-        encoded_metadata = NO_METADATA
-        if metadata:
-            encoded_metadata = msgspec.Raw(encode_objects([metadata], [_inside(name, "metadata")])[0])
-        elif metadata is not None and metadata != {}:
-            raise InvalidEvent(_inside(name, "metadata"), f"must be a JSON object (a dict), not {metadata!r}")
-        size = len(data) + len(bytes(encoded_metadata))
-        if size > limits.event_bytes_max:
-            raise InvalidEvent(name or "event", f"has {size} bytes, more than the {limits.event_bytes_max} allowed")
-        checked_tags = _tags(tags, name) if tags else ()
-        drafts.append(Draft(event_type, msgspec.Raw(data), encoded_metadata, checked_tags, EVENT_OVERHEAD_BYTES + size))
+def _draft_chunk(events: Sequence[EventLike], where: str, start: int, limits: Limits) -> list[Draft]:
+    asked = [_new_event(event, f"{where}[{start + index}]") for index, event in enumerate(events)]
+    datas = encode_objects([new.data for new in asked], lambda index: f"{where}[{start + index}].data")
+    drafts: list[Draft] = []
+    try:
+        for new, data in zip(asked, datas, strict=True):
+            drafts.append(_draft(new.event_type, data, new.metadata, new.tags, limits))
+    except InvalidEvent as error:
+        raise InvalidEvent(f"{where}[{start + len(drafts)}].{error.where}", error.reason) from None
     return drafts
 
 
-def _inside(name: str, part: str) -> str:
-    return f"{name}.{part}" if name else part
-
-
-def _parts(event: EventLike, name: str) -> tuple[Any, Any, Any, Any]:
+def _new_event(event: EventLike, where: str) -> NewEvent:
     if isinstance(event, NewEvent):
-        return event.event_type, event.data, event.metadata, event.tags
-    if isinstance(event, tuple) and len(event) == 2:
-        return event[0], event[1], None, ()
-    if isinstance(event, tuple) and len(event) == 3:
-        return event[0], event[1], event[2], ()
-    raise InvalidEvent(name, f"must be (event_type, data), (event_type, data, metadata) or NewEvent, not {event!r:.80}")
+        return event
+    if isinstance(event, tuple) and 2 <= len(event) <= 3:
+        return NewEvent(*event)
+    raise InvalidEvent(
+        where, f"must be (event_type, data), (event_type, data, metadata) or NewEvent, not {event!r:.80}"
+    )
 
 
-def _tags(tags: Any, name: str) -> tuple[str, ...]:
-    where = _inside(name, "tags")
+def draft_event(event_type: object, data: object, metadata: object, tags: object, limits: Limits) -> Draft:
+    """The draft of one event; `InvalidEvent` if a part is not valid."""
+    return _draft(event_type, encode_object(data, "data"), metadata, tags, limits)
+
+
+def _draft(event_type: object, data: bytes, metadata: object, tags: object, limits: Limits) -> Draft:
+    if metadata is None or metadata == {}:
+        encoded_metadata, size = NO_METADATA, len(data)
+    else:
+        encoded = encode_object(metadata, "metadata")
+        encoded_metadata, size = msgspec.Raw(encoded), len(data) + len(encoded)
+    if size > limits.event_bytes_max:
+        raise InvalidEvent(
+            "data", f"has {size} bytes with its metadata, more than the {limits.event_bytes_max} allowed"
+        )
+    return Draft(
+        check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX),
+        msgspec.Raw(data),
+        encoded_metadata,
+        _tags(tags) if tags != () else (),
+        EVENT_OVERHEAD_BYTES + size,
+    )
+
+
+def _tags(tags: object) -> tuple[str, ...]:
     if isinstance(tags, str):  # one tag may stand bare: its letters are never what was meant
         tags = (tags,)
     if not isinstance(tags, Iterable):
-        raise InvalidEvent(where, f"must be an iterable of strings, not {type(tags).__name__}")
-    checked = tuple(dict.fromkeys(check_name(tag, f"{where}[{i}]", TAG_BYTES_MAX) for i, tag in enumerate(tags)))
+        raise InvalidEvent("tags", f"must be an iterable of strings, not {type(tags).__name__}")
+    checked = tuple(dict.fromkeys(check_name(tag, f"tags[{i}]", TAG_BYTES_MAX) for i, tag in enumerate(tags)))
     if len(checked) > TAGS_MAX:
-        raise InvalidEvent(where, f"has {len(checked)} tags, more than the {TAGS_MAX} allowed")
+        raise InvalidEvent("tags", f"has {len(checked)} tags, more than the {TAGS_MAX} allowed")
     return checked
 
 
@@ -183,7 +186,13 @@ def make_append(
             if part.stream_id in seen:
                 raise InvalidEvent(f"appends[{index}].stream_id", f"stream {part.stream_id!r} is named twice")
             seen.add(part.stream_id)
-    size = sum(draft.size for part in parts for draft in part.drafts)
+    size = events_count = 0
+    for part in parts:
+        size += sum(map(_draft_size, part.drafts))
+        events_count += len(part.drafts)
     if size > limits.append_bytes_max:
         raise InvalidEvent("events", f"have about {size} bytes, more than the {limits.append_bytes_max} allowed")
-    return Append(parts, condition, check_idempotency_key(idempotency_key), size)
+    return Append(parts, condition, check_idempotency_key(idempotency_key), size, events_count)
+
+
+_draft_size = attrgetter("size")

@@ -123,6 +123,7 @@ class Fanout:
         self.waiting: set[Inbox] = set()
         self._holding: WeakSet[Inbox] = WeakSet()
         self._opened = opened
+        self._group = 0
         self._backlog_bytes_max = limits.backlog_bytes_max
 
     @property
@@ -140,16 +141,18 @@ class Fanout:
         """Whether a ``wait`` subscription with a full queue holds back the forming of groups."""
         return len(self._holding) > 0
 
-    def publish(self, commit: Commit) -> None:
-        """Show a committed commit to everyone."""
-        self.ring.add(commit)
-        if self.live:
-            self._put(commit)
-        self.listeners.put(commit)
+    def publish(self, commits: Sequence[Commit]) -> None:
+        """Show the commits of a group, which are stored, to everyone."""
+        self._group += 1
+        for commit in commits:
+            self.ring.add(commit)
+            if self.live:
+                self._put(commit)
+            self.listeners.put(commit)
 
     def _put(self, commit: Commit) -> None:
         for inbox in self.live.wanting_everything():
-            inbox.put(commit.events, commit.bytes_estimate)
+            inbox.put(commit.events, commit.bytes_estimate, self._group)
         wanted: dict[Inbox, list[Event]] = {}
         for event in commit.events:
             for inbox in self.live.candidates(event):
@@ -157,7 +160,7 @@ class Fanout:
                     wanted.setdefault(inbox, []).append(event)
         for inbox, events in wanted.items():
             whole = len(events) == len(commit.events)
-            inbox.put(events, commit.bytes_estimate if whole else sum(map(event_size, events)))
+            inbox.put(events, commit.bytes_estimate if whole else sum(map(event_size, events)), self._group)
 
     def go_live(self, inbox: Inbox, events: Sequence[Event]) -> None:
         """Queue the wanted events between the inbox's position and the head, and from now on all that come."""

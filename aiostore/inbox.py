@@ -50,7 +50,8 @@ class OnSlow(Enum):
 class Inbox:
     """The queue of one subscription. Live, the fan-out puts events in; otherwise the subscription does, from history.
 
-    A commit enters any queue that is not yet full, so that it holds at most one commit more than its bounds.
+    A commit enters any queue that is not yet full, so that it holds at most one commit more than its bounds; a ``wait``
+    queue at most one group, since what is in a group can be held back no more.
     ``changed(inbox)`` is called when it starts or stops to hold appends back.
     """
 
@@ -58,6 +59,7 @@ class Inbox:
         "__weakref__",
         "_bytes_max",
         "_changed",
+        "_filled_by",
         "_lumps",
         "_stalled",
         "bytes",
@@ -103,6 +105,7 @@ class Inbox:
         self.waiter: asyncio.Future[None] | None = None
         self._bytes_max = bytes_max
         self._changed = changed
+        self._filled_by = 0  # the group with which it became full
         self._lumps: deque[tuple[int, int]] = deque()  # (the last event_id of what came in at once, its bytes)
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -126,12 +129,12 @@ class Inbox:
         if self.on_slow is OnSlow.WAIT and self.full:
             self._hold()
 
-    def put(self, events: Sequence[Event], size: int) -> None:
-        """Queue wanted events of one commit, ``size`` bytes, that were just published; called only while live."""
+    def put(self, events: Sequence[Event], size: int, group: int) -> None:
+        """Queue wanted events of one commit of a group, ``size`` bytes, just published; called only while live."""
         last = events[-1].event_id
         if last <= self.held:
             return
-        if self.full:
+        if self.full and not (self.on_slow is OnSlow.WAIT and self._filled_by == group):
             self.fall_behind()
             return
         if events[0].event_id <= self.held:
@@ -143,6 +146,7 @@ class Inbox:
         self.bytes += size
         self._lumps.append((last, size))
         if self.on_slow is OnSlow.WAIT and self.full:
+            self._filled_by = group
             self._hold()
         self.wake()
 

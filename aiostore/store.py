@@ -25,7 +25,7 @@ from aiostore.drafts import (
 from aiostore.engine import Engine, Question, Selection
 from aiostore.engines.connect import connect
 from aiostore.errors import EngineUnsupported, InvalidEvent, StoreClosed, WrongLoop
-from aiostore.events import END, Event, EventLike, NewEvent, Position, StreamAppend, StreamState, copies
+from aiostore.events import END, Event, EventLike, Position, StreamAppend, StreamState, copies
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, Interest, OnSlow
 from aiostore.limits import Limits
@@ -202,7 +202,7 @@ class EventStore:
         stored. Cancelled or timed out, it may or may not be stored: retry with a key.
         """
         self._check_append()
-        draft = draft_event(NewEvent(event_type, data, metadata, tags), self._limits)
+        draft = draft_event(event_type, data, metadata, tags, self._limits)
         part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
         (event,) = await self._append([part], condition, idempotency_key)
         return event

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -28,30 +28,42 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 # Every digit becomes a 0, so that one search finds a number that may not fit in 64 bits (19 digits or more).
 _DIGITS_TO_ZERO = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for byte in range(256))
 _NINETEEN_DIGITS = b"0" * 19
+_BRACE = ord("{")
 
 _JSON_FORM = (dt.datetime, dt.date, dt.time, dt.timedelta, UUID)
 # What msgspec may raise for a value that it cannot encode; ValueError is an int of thousands of digits.
 _ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 
 
-def encode_objects(values: Sequence[Any], where: Sequence[str]) -> list[bytes]:
-    """The JSON bytes of each value, none of which contains a newline; `InvalidEvent` at the first that is not valid.
+def encode_object(value: Any, where: str) -> bytes:
+    """The JSON bytes of a value, without a newline; `InvalidEvent`, which names it ``where``, if it is not valid.
 
-    A value must be a JSON object: a dict, or a dataclass or Struct that becomes one. ``where[i]`` names ``values[i]``
-    in the error.
+    A value must be a JSON object: a dict, or a dataclass or Struct that becomes one.
     """
+    try:
+        piece = _encoder.encode(value)
+        same = _decoder.decode(piece) == value
+    except _ENCODE_ERRORS:
+        return _encode_walked(value, where)
+    if not same or piece[0] != _BRACE or _may_have_long_number(piece) or _may_be_too_deep(piece):
+        return _encode_walked(value, where)
+    return piece
+
+
+def encode_objects(values: Sequence[Any], where: Callable[[int], str]) -> list[bytes]:
+    """As `encode_object`, for many at once, in half the time; ``where(i)`` names ``values[i]``."""
     try:
         lines = _encoder.encode_lines(values)
         same = _decoder.decode_lines(lines) == values
     except _ENCODE_ERRORS:
         lines, same = b"", False
-    if not same or _NINETEEN_DIGITS in lines.translate(_DIGITS_TO_ZERO):
-        return [_encode_walked(value, name) for value, name in zip(values, where, strict=True)]
+    if not same or _may_have_long_number(lines):
+        return [_encode_walked(value, where(index)) for index, value in enumerate(values)]
     pieces = lines.split(b"\n")
     pieces.pop()  # what follows the last newline: nothing
-    for piece, value, name in zip(pieces, values, where, strict=True):
-        if piece[0] != 0x7B or _may_be_too_deep(piece):
-            _encode_walked(value, name)
+    for index, piece in enumerate(pieces):
+        if piece[0] != _BRACE or _may_be_too_deep(piece):
+            _encode_walked(values[index], where(index))
     return pieces
 
 
@@ -64,6 +76,10 @@ def decode_object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
 def same_value(first: bytes, second: bytes) -> bool:
     """Whether two encodings stand for the same value (the order of keys does not count)."""
     return first == second or _decoder.decode(first) == _decoder.decode(second)
+
+
+def _may_have_long_number(encoded: bytes) -> bool:
+    return _NINETEEN_DIGITS in encoded.translate(_DIGITS_TO_ZERO)
 
 
 def _may_be_too_deep(piece: bytes) -> bool:
