@@ -224,5 +224,7 @@ class Committer:
             self._fanout.listeners.release(staged.future, outcome)
 
     def _next_timestamp(self) -> str:
-        now = self._clock().astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-        return max(now, self._timestamp)
+        now = self._clock()
+        if now.tzinfo is not UTC:
+            now = now.astimezone(UTC)
+        return max(now.isoformat(timespec="microseconds")[: -len("+00:00")] + "Z", self._timestamp)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,7 +28,7 @@ CHUNK_EVENTS = 500
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-class Draft(NamedTuple):
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """An event without its place."""
 
     event_type: str
@@ -49,8 +48,7 @@ class Draft(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StreamDrafts:
+class StreamDrafts(NamedTuple):
     """The drafts for one stream."""
 
     stream_id: str
@@ -58,8 +56,7 @@ class StreamDrafts:
     expected_version: int | StreamState | None
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """A checked append: one commit, all or nothing. ``size`` is its approximate number of bytes."""
 
     parts: Sequence[StreamDrafts]
@@ -118,49 +115,51 @@ def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "even
 
 
 def _draft_chunk(events: Sequence[EventLike], where: str, start: int, limits: Limits) -> list[Draft]:
-    asked = [_new_event(event, f"{where}[{start + index}]") for index, event in enumerate(events)]
-    datas = encode_objects([new.data for new in asked], lambda index: f"{where}[{start + index}].data")
+    parts = [_parts(event, where, start + index) for index, event in enumerate(events)]
+    datas = encode_objects([part[1] for part in parts], lambda index: f"{where}[{start + index}].data")
     drafts: list[Draft] = []
+    checked_type = None
     try:
-        for new, data in zip(asked, datas, strict=True):
-            drafts.append(_draft(new.event_type, data, new.metadata, new.tags, limits))
+        for (event_type, _, metadata, tags), data in zip(parts, datas, strict=True):
+            if event_type is not checked_type:
+                checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
+            drafts.append(_draft(checked_type, data, metadata, tags, limits))
     except InvalidEvent as error:
         raise InvalidEvent(f"{where}[{start + len(drafts)}].{error.where}", error.reason) from None
     return drafts
 
 
-def _new_event(event: EventLike, where: str) -> NewEvent:
+def _parts(event: EventLike, where: str, index: int) -> tuple[Any, Any, Any, Any]:
+    if isinstance(event, tuple):
+        if len(event) == 2:
+            return (*event, None, ())
+        if len(event) == 3:
+            return (*event, ())
     if isinstance(event, NewEvent):
-        return event
-    if isinstance(event, tuple) and 2 <= len(event) <= 3:
-        return NewEvent(*event)
-    raise InvalidEvent(
-        where, f"must be (event_type, data), (event_type, data, metadata) or NewEvent, not {event!r:.80}"
-    )
+        return event.event_type, event.data, event.metadata, event.tags
+    reason = f"must be (event_type, data), (event_type, data, metadata) or NewEvent, not {event!r:.80}"
+    raise InvalidEvent(f"{where}[{index}]", reason)
 
 
 def draft_event(event_type: object, data: object, metadata: object, tags: object, limits: Limits) -> Draft:
     """The draft of one event; `InvalidEvent` if a part is not valid."""
-    return _draft(event_type, encode_object(data, "data"), metadata, tags, limits)
+    checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
+    return _draft(checked_type, encode_object(data, "data"), metadata, tags, limits)
 
 
-def _draft(event_type: object, data: bytes, metadata: object, tags: object, limits: Limits) -> Draft:
-    if metadata is None or metadata == {}:
-        encoded_metadata, size = NO_METADATA, len(data)
-    else:
+def _draft(event_type: str, data: bytes, metadata: object, tags: object, limits: Limits) -> Draft:
+    size = len(data)
+    encoded_metadata = NO_METADATA
+    if metadata is not None and metadata != {}:
         encoded = encode_object(metadata, "metadata")
-        encoded_metadata, size = msgspec.Raw(encoded), len(data) + len(encoded)
+        encoded_metadata = msgspec.Raw(encoded)
+        size += len(encoded)
     if size > limits.event_bytes_max:
         raise InvalidEvent(
             "data", f"has {size} bytes with its metadata, more than the {limits.event_bytes_max} allowed"
         )
-    return Draft(
-        check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX),
-        msgspec.Raw(data),
-        encoded_metadata,
-        _tags(tags) if tags != () else (),
-        EVENT_OVERHEAD_BYTES + size,
-    )
+    checked_tags = _tags(tags) if tags != () else ()
+    return Draft(event_type, msgspec.Raw(data), encoded_metadata, checked_tags, EVENT_OVERHEAD_BYTES + size)
 
 
 def _tags(tags: object) -> tuple[str, ...]:

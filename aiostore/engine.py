@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 from aiostore.events import Event
@@ -56,8 +57,7 @@ class Page(NamedTuple):
     cursor: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What an append must know to be judged."""
 
     streams: Sequence[str] = ()
@@ -66,12 +66,11 @@ class Question:
     condition: AppendCondition | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """The answers, as of the commit that ended with event ``head``."""
 
     head: int
-    versions: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, int] = MappingProxyType({})
     """The version of each stream asked for, 0 where there is none."""
     stored: Sequence[Event] | None = None
     """The commit that the idempotency key stands with, None where there is none."""
@@ -89,8 +88,7 @@ class Commit(NamedTuple):
     """Roughly what the events take in memory and in the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """A group: commits to be written at once, in order, with their places in the log decided. Never empty."""
 
     commits: Sequence[Commit]

@@ -120,9 +120,10 @@ class _Court:
         for part in append.parts:
             stream_id = part.stream_id
             version = self._version(stream_id, facts)
-            for event_type, data, metadata, tags, _ in part.drafts:
+            for draft in part.drafts:
                 version += 1
-                events.append(Event(event_id, stream_id, version, event_type, timestamp, data, metadata, tags))
+                place = (event_id, stream_id, version, draft.event_type, timestamp)
+                events.append(Event(*place, draft.data, draft.metadata, draft.tags))
                 event_id += 1
             self._versions[stream_id] = version
         if events:
