@@ -65,6 +65,14 @@ class Append(NamedTuple):
     size: int
     events_count: int
 
+    @property
+    def key_scope(self) -> tuple[str, str] | None:
+        """(stream_id, key): the stream is the first that gets events, the one whose event the key stands with."""
+        if self.idempotency_key is None or not self.parts:
+            return None
+        scope = next((part for part in self.parts if part.drafts), self.parts[0])
+        return scope.stream_id, self.idempotency_key
+
 
 def check_name(value: object, where: str, bytes_max: int) -> str:
     """The name itself, if it is 1 to ``bytes_max`` bytes of UTF-8 without control characters; else `InvalidEvent`."""

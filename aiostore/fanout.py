@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from weakref import WeakSet, ref
+from weakref import ref
 
 from aiostore.engine import Commit
 from aiostore.events import Event, event_size
@@ -121,7 +121,8 @@ class Fanout:
         self.live = InterestIndex()
         # Inboxes whose reader waits: nothing else may hold the task that waits for them.
         self.waiting: set[Inbox] = set()
-        self._holding: WeakSet[Inbox] = WeakSet()
+        self.closed = False
+        self._holding: dict[int, ref[Inbox]] = {}
         self._opened = opened
         self._group = 0
         self._backlog_bytes_max = limits.backlog_bytes_max
@@ -139,7 +140,7 @@ class Fanout:
     @property
     def held_by_subscriptions(self) -> bool:
         """Whether a ``wait`` subscription with a full queue holds back the forming of groups."""
-        return len(self._holding) > 0
+        return bool(self._holding)
 
     def publish(self, commits: Sequence[Commit]) -> None:
         """Show the commits of a group, which are stored, to everyone."""
@@ -172,12 +173,25 @@ class Fanout:
         if not inbox.live:
             self.live.remove(inbox)
         if inbox.holds:
-            self._holding.add(inbox)
-        elif inbox in self._holding:
-            self._holding.remove(inbox)
+            # Weakly: a subscription that is dropped without being closed must not hold appends for ever.
+            key = id(inbox)
+            self._holding[key] = ref(inbox, lambda _: self._release(key))
+        else:
+            self._release(id(inbox))
+
+    def _release(self, key: int) -> None:
+        if self._holding.pop(key, None) is not None:
             self._opened()
 
+    def leave(self, inbox: Inbox) -> None:
+        """Take an inbox out for good and drop its queue; its position stays what it is."""
+        if inbox.live and not inbox.events:
+            inbox.handed = max(inbox.held, self.head)
+        inbox.close()
+        self.inbox_changed(inbox)
+
     def close(self) -> None:
-        """Let every reader that waits find out that the store is closed."""
+        """Let every reader find out that the store is closed; nothing is put into a queue any more."""
+        self.closed = True
         for inbox in (*self.waiting, *self.live.inboxes()):
-            inbox.close()
+            self.leave(inbox)

@@ -21,12 +21,7 @@ NOTHING_KNOWN = Facts(head=-1)
 
 def question_of(append: Append) -> Question:
     """What must be known to judge the append."""
-    key = append.idempotency_key
-    return Question(
-        [part.stream_id for part in append.parts],
-        (append.parts[0].stream_id, key) if key is not None and append.parts else None,
-        append.condition,
-    )
+    return Question([part.stream_id for part in append.parts], append.key_scope, append.condition)
 
 
 def suffices(facts: Facts, append: Append, ring: Ring) -> bool:
@@ -73,11 +68,10 @@ class _Court:
         self.judgement.outcomes.append(outcome)
 
     def _duplicate(self, append: Append, facts: Facts) -> Outcome | None:
-        key = append.idempotency_key
-        if key is None or not append.parts:
+        scope = append.key_scope
+        if scope is None:
             return None
-        stream_id = append.parts[0].stream_id
-        stored = self._keys.get((stream_id, key)) or self._ring.stored(stream_id, key) or facts.stored
+        stored = self._keys.get(scope) or self._ring.stored(scope) or facts.stored
         if not stored:
             return None
         asked = [(part.stream_id, draft) for part in append.parts for draft in part.drafts]
@@ -85,7 +79,7 @@ class _Court:
             stream_id == event.stream_id and draft.became(event)
             for (stream_id, draft), event in zip(asked, stored, strict=True)
         )
-        return stored if same else IdempotencyConflict(stream_id, key, stored[0].event_id)
+        return stored if same else IdempotencyConflict(*scope, stored[0].event_id)
 
     def _refusal(self, append: Append, facts: Facts) -> EventStoreError | None:
         for part in append.parts:
@@ -128,8 +122,8 @@ class _Court:
             self._versions[stream_id] = version
         if events:
             self._next_id = event_id
-            key = append.idempotency_key
-            if key is not None:
-                self._keys[append.parts[0].stream_id, key] = events
-            self.judgement.commits.append(Commit(events, key, append.size))
+            scope = append.key_scope
+            if scope is not None:
+                self._keys[scope] = events
+            self.judgement.commits.append(Commit(events, append.idempotency_key, append.size))
         return events

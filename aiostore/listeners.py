@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import logging
@@ -136,11 +137,12 @@ class Listeners:
         while self._backlog:
             commit = self._backlog[0]
             last = commit.events[-1].event_id
-            for listener in tuple(self.registered):
-                if listener.after < last and not listener.closed:
+            due = [listener for listener in self.registered if listener.after < last]
+            for place, listener in enumerate(due):
+                if not any(later.wait and not later.closed for later in due[place:]):
+                    self._let_go(last)
+                if not listener.closed:
                     await self._call(listener, copies(commit.events))
-                    if not any(later.wait for later in self._after(listener)):
-                        self._let_go(last)
             self._backlog.popleft()
             self.backlog_bytes -= commit.bytes_estimate
             self._let_go(last)
@@ -148,11 +150,6 @@ class Listeners:
             count += 1
             if count % GIVE_WAY_COMMITS == 0:
                 await _give_way()
-
-    def _after(self, listener: Listener) -> list[Listener]:
-        """The handlers behind this one; all of them if it is no longer listed."""
-        listeners = self.registered
-        return listeners[listeners.index(listener) + 1 :] if listener in listeners else listeners
 
     def _let_go(self, last: int) -> None:
         self._delivered = max(self._delivered, last)
@@ -173,11 +170,10 @@ class Listeners:
             self.remove(listener)
             listener.error = error
             logger.error("handler %s is detached: it raised %r", _name(listener.handler), error, exc_info=error)
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                task.uncancel()  # what was cancelled is this handler; the others get the commit
         finally:
             scope.active = False
+        if _this_task().cancelling():
+            await _give_way()
 
     def _watch(self, listener: Listener) -> asyncio.TimerHandle:
         def warn() -> None:
@@ -194,14 +190,21 @@ def _name(handler: Handler) -> str:
     return getattr(handler, "__qualname__", None) or repr(handler)
 
 
+def _this_task() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
 async def _give_way() -> None:
-    try:
+    """Let other tasks run. Who cancels the delivery cancels the handler in hand; the others get the commit.
+
+    What is absorbed here is a cancellation that came when no handler ran, or that a handler asked for and outran.
+    """
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        # No handler is running: there is nothing that this could stop. What is in the backlog is owed to the handlers.
-        task = asyncio.current_task()
-        assert task is not None
-        task.uncancel()
+    while _this_task().cancelling():
+        _this_task().uncancel()
 
 
 def _coroutine(awaitable: Awaitable[None]) -> Coroutine[Any, Any, None]:

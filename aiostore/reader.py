@@ -106,10 +106,12 @@ class Reader(AsyncIterator[Event]):
     async def _turn(self, max_events: int) -> bool:
         """Read the next page that is not empty; False at the end."""
         while not self._page and not self._done:
+            await asyncio.sleep(0)  # what comes from memory must not keep the loop to itself
             self._check()
             if self._started is None:
                 await self._start()
-                continue
+                if self._done:
+                    break
             page_events = max_events if self._left is None else min(max_events, self._left)
             page = await self._engine.read(self._selection, self._cursor, page_events)
             self._page = page.events[::-1]
@@ -117,7 +119,6 @@ class Reader(AsyncIterator[Event]):
             if self._left is not None:
                 self._left -= len(page.events)
             self._done = page.cursor is None or self._left == 0
-            await asyncio.sleep(0)  # pages from memory must not keep the loop to themselves
         return bool(self._page)
 
     async def _start(self) -> None:

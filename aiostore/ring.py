@@ -59,9 +59,9 @@ class Ring:
         """The version of a stream that has an event in the ring; else None."""
         return self._versions.get(stream_id)
 
-    def stored(self, stream_id: str, key: str) -> Sequence[Event] | None:
-        """The events of the commit with this key, if it is in the ring."""
-        return self._keys.get((stream_id, key))
+    def stored(self, scope: tuple[str, str]) -> Sequence[Event] | None:
+        """The events of the commit with this (stream_id, key), if it is in the ring."""
+        return self._keys.get(scope)
 
     def since(self, after: int) -> Iterator[Event]:
         """The events above ``after``, which must not be below the ring's own, in order."""

@@ -234,7 +234,7 @@ class EventStore:
     ) -> list[Event]:
         """Store events in several streams, all or none; returns them in order. See `append_batch`.
 
-        A stream named twice is `InvalidEvent`. The scope of the ``idempotency_key`` is the first stream.
+        A stream named twice is `InvalidEvent`. The ``idempotency_key`` stands in the first stream that gets events.
         """
         self._check_append()
         parts = []

@@ -74,8 +74,12 @@ def decode_object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
 
 
 def same_value(first: bytes, second: bytes) -> bool:
-    """Whether two encodings stand for the same value (the order of keys does not count)."""
-    return first == second or _decoder.decode(first) == _decoder.decode(second)
+    """Whether two encodings stand for the same value: the order of keys does not count, true and 1 are not the same."""
+    return first == second or _sorted(first) == _sorted(second)
+
+
+def _sorted(encoded: bytes) -> bytes:
+    return msgspec.json.encode(_decoder.decode(encoded), order="deterministic")
 
 
 def _may_have_long_number(encoded: bytes) -> bool:

@@ -45,8 +45,9 @@ class SubscriptionStatistics:
 
 @dataclass(slots=True, eq=False)
 class _Body:
-    """Stands for one turn of the body of a loop over a ``wait`` subscription."""
+    """Stands for one turn of the body of a loop over a ``wait`` subscription, maybe inside that of another."""
 
+    outer: _Body | None
     active: bool = True
 
 
@@ -55,8 +56,15 @@ _body: contextvars.ContextVar[_Body | None] = contextvars.ContextVar("aiostore_w
 
 def in_wait_body() -> bool:
     """Whether the current task runs in the body of a loop over a ``wait`` subscription, or was started there."""
+    return _active_body() is not None
+
+
+def _active_body() -> _Body | None:
+    """The innermost body that the current task runs in, or was started in."""
     body = _body.get()
-    return body is not None and body.active
+    while body is not None and not body.active:
+        body = body.outer
+    return body
 
 
 class Subscription(AsyncIterator[Event]):
@@ -107,8 +115,7 @@ class Subscription(AsyncIterator[Event]):
         """End the subscription: its reader just stops, and nothing of it is left. From any task; again is nothing."""
         self._closed = True
         self._end_body()
-        self._inbox.close()
-        self._fanout.inbox_changed(self._inbox)
+        self._fanout.leave(self._inbox)
 
     @property
     def position(self) -> int:
@@ -150,7 +157,7 @@ class Subscription(AsyncIterator[Event]):
         return Batches(self._take, max_events)
 
     async def __anext__(self) -> Event:
-        if not self._inbox.events or self._reading or self._live_due is not None:
+        if not self._inbox.events or self._reading or self._live_due is not None or self._fanout.closed:
             await self._fill()
             if self._closed:
                 raise StopAsyncIteration
@@ -174,7 +181,7 @@ class Subscription(AsyncIterator[Event]):
         return copy_event(event) if shared else event
 
     def _begin_body(self) -> None:
-        self._body = _Body()
+        self._body = _Body(_active_body())
         _body.set(self._body)
 
     def _end_body(self) -> None:

@@ -6,10 +6,25 @@ import heapq
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from aiostore.engine import Selection
-from aiostore.events import Event
 from aiostore.query import QueryItem
+
+
+class Entry(Protocol):
+    """What of an event is entered: an Event, or a line of a log."""
+
+    @property
+    def event_id(self) -> int: ...
+    @property
+    def stream_id(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def event_type(self) -> str: ...
+    @property
+    def tags(self) -> Sequence[str]: ...
 
 
 class Postings:
@@ -21,17 +36,25 @@ class Postings:
         self._tags: dict[str, array[int]] = {}
         self._commits: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Entry) -> None:
         """Enter the next event; event_ids must come in order."""
         event_id = event.event_id
         stream = self._streams.get(event.stream_id)
         if stream is None:
             stream = self._streams[event.stream_id] = array("Q")
-        # Only a damaged log leaves out versions; each stands for the next event that is there.
-        stream.extend([event_id] * (event.version - len(stream)))
-        _posting(self._types, event.event_type).append(event_id)
+        if event.version == len(stream) + 1:
+            stream.append(event_id)
+        else:  # only a damaged log leaves out versions; each stands for the next event that is there
+            stream.extend([event_id] * (event.version - len(stream)))
+        of_type = self._types.get(event.event_type)
+        if of_type is None:
+            of_type = self._types[event.event_type] = array("Q")
+        of_type.append(event_id)
         for tag in event.tags:
-            _posting(self._tags, tag).append(event_id)
+            of_tag = self._tags.get(tag)
+            if of_tag is None:
+                of_tag = self._tags[tag] = array("Q")
+            of_tag.append(event_id)
 
     def add_key(self, stream_id: str, key: str, first_event_id: int, events_count: int) -> None:
         """Enter the idempotency key of a commit."""
@@ -47,14 +70,10 @@ class Postings:
 
     def candidates(self, selection: Selection, cursor: int | None) -> Iterator[int]:
         """Event_ids in the order of the selection, behind the cursor: all that match, and some that may not."""
-        low, high = selection.after + 1, selection.up_to
-        if cursor is not None:
-            low, high = (low, min(high, cursor - 1)) if selection.backwards else (max(low, cursor + 1), high)
+        low, high = bounds(selection, cursor)
         if selection.stream_id is not None:
-            ids = self._streams.get(selection.stream_id, ())
-            first = max(selection.from_version - 1, bisect_left(ids, low))
-            last = min(len(ids) if selection.to_version is None else selection.to_version, bisect_right(ids, high))
-            return _walk(ids, first, last, selection.backwards)
+            ids, places = self.places(selection.stream_id, selection, cursor)
+            return (ids[place] for place in places)
         lists: list[Sequence[int]] = []
         for item in selection.query.items if selection.query else ():
             shortest = self._shortest(item)
@@ -70,6 +89,17 @@ class Postings:
                 return _distinct(heapq.merge(*walks, reverse=selection.backwards)) if len(walks) != 1 else walks[0]
         return iter(range(high, low - 1, -1) if selection.backwards else range(low, high + 1))
 
+    def places(self, stream_id: str, selection: Selection, cursor: int | None) -> tuple[Sequence[int], range]:
+        """The event_ids of a stream, and the places there of those that are selected, in the selection's order.
+
+        The event of version v is in place v - 1.
+        """
+        low, high = bounds(selection, cursor)
+        ids: Sequence[int] = self._streams.get(stream_id, ())
+        first = max(selection.from_version - 1, bisect_left(ids, low))
+        last = min(len(ids) if selection.to_version is None else selection.to_version, bisect_right(ids, high))
+        return ids, range(last - 1, first - 1, -1) if selection.backwards else range(first, last)
+
     def _shortest(self, item: QueryItem) -> list[Sequence[int]] | None:
         """The lists with the fewest event_ids that cover the item; None if only all events do."""
         options: list[list[Sequence[int]]] = [[self._tags.get(tag, ())] for tag in item.tags]
@@ -78,11 +108,12 @@ class Postings:
         return min(options, key=lambda lists: sum(map(len, lists))) if options else None
 
 
-def _posting(terms: dict[str, array[int]], term: str) -> array[int]:
-    ids = terms.get(term)
-    if ids is None:
-        ids = terms[term] = array("Q")
-    return ids
+def bounds(selection: Selection, cursor: int | None) -> tuple[int, int]:
+    """The lowest and the highest event_id that the selection still asks for behind the cursor."""
+    low, high = selection.after + 1, selection.up_to
+    if cursor is None:
+        return low, high
+    return (low, min(high, cursor - 1)) if selection.backwards else (max(low, cursor + 1), high)
 
 
 def _walk(ids: Sequence[int], first: int, last: int, backwards: bool) -> Iterator[int]:

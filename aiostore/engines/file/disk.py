@@ -1,0 +1,271 @@
+"""The outside: the one file that touches `os` and aiofiles.
+
+`Disk` has the primitives, each of which blocks; tests put a faulty, recording or in-memory one in its place.
+`DiskThread` brings them to a thread of their own, and a trip there is seen through to its end also when cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, ParamSpec, TypeVar, cast
+
+from aiofiles.threadpool.binary import AsyncFileIO
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when there is no room."""
+
+_WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_DARWIN: Final = sys.platform == "darwin"
+_FULL_SYNC: Final[int] = getattr(fcntl, "F_FULLFSYNC", 51)
+
+
+class Disk:
+    """The operating system's files. Every call blocks; a file is its descriptor; errors are `OSError`."""
+
+    def open_read(self, path: str) -> int:
+        """Open a file for reading."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_write(self, path: str, *, exclusive: bool = False) -> int:
+        """Open a file for reading and writing anywhere in it; create it with mode 0600, necessarily if exclusive."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
+        return os.open(path, flags, 0o600)
+
+    def open_append(self, path: str, *, synced: bool) -> int:
+        """Open a file for writing at its end, each write synced if asked for; create it with mode 0600."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        return os.open(path, flags | (os.O_DSYNC if synced and not _DARWIN else 0), 0o600)
+
+    def close(self, file: int) -> None:
+        """Close the file."""
+        os.close(file)
+
+    def append(self, file: int, data: memoryview, *, synced: bool) -> int:
+        """Write at the end of a file opened for it; says how many bytes, maybe fewer than given."""
+        written = os.write(file, data)
+        if synced and _DARWIN:
+            self.sync(file)  # O_DSYNC leaves the data in the drive's cache there
+        return written
+
+    def write_at(self, file: int, data: bytes, offset: int) -> None:
+        """Write all of the data at the offset."""
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(file, rest, offset)
+            rest = rest[written:]
+            offset += written
+
+    def read(self, file: int, size: int, offset: int) -> bytes:
+        """Read so many bytes, fewer only at the end of the file."""
+        data = os.pread(file, size, offset)
+        if not data or len(data) == size:
+            return data
+        pieces = [data]
+        while data:
+            size -= len(data)
+            offset += len(data)
+            data = os.pread(file, size, offset)
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def read_nowait(self, file: int, size: int, offset: int) -> bytes | None:
+        """Read so many bytes if all of them are in memory, else None: never waits for a device."""
+        if _DARWIN:
+            return None
+        data = bytearray(size)
+        try:
+            count = os.preadv(file, [data], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in _WOULD_BLOCK:
+                return None
+            raise
+        return bytes(data) if count == size else None
+
+    def size(self, file: int) -> int:
+        """The size of the file in bytes."""
+        return os.fstat(file).st_size
+
+    def truncate(self, file: int, size: int) -> None:
+        """Cut the file to the size."""
+        os.ftruncate(file, size)
+
+    def sync(self, file: int) -> None:
+        """Bring the file's content and size to the device."""
+        if _DARWIN:
+            fcntl.fcntl(file, _FULL_SYNC)
+        else:
+            os.fdatasync(file)
+
+    def drop_cache(self, file: int) -> None:
+        """Forget what the system holds of the file in memory and could read again; a hint."""
+        if not _DARWIN:
+            with contextlib.suppress(OSError):  # it is a hint, and some file systems take none
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def absolute(self, path: str) -> str:
+        """The path from the root, without a slash at its end."""
+        return os.path.abspath(path)
+
+    def names(self, directory: str) -> list[str]:
+        """The names in the directory, sorted."""
+        return sorted(os.listdir(directory))
+
+    def make_directory(self, path: str) -> bool:
+        """Create the directory with mode 0700; False if it is there already."""
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+            return False
+        return True
+
+    def exists(self, path: str) -> bool:
+        """Whether there is anything of this name."""
+        return os.path.lexists(path)
+
+    def sync_directory(self, path: str) -> None:
+        """Bring the directory's entries to the device."""
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _DARWIN:
+                fcntl.fcntl(directory, _FULL_SYNC)
+            else:
+                os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def replace(self, source: str, target: str) -> None:
+        """Rename the file over the other, at once."""
+        os.replace(source, target)
+
+    def remove(self, path: str) -> None:
+        """Delete the file."""
+        os.unlink(path)
+
+    def lock(self, file: int, *, shared: bool) -> bool:
+        """Take the file's lock if it is free; says whether it was."""
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(self, file: int) -> None:
+        """Let go of the file's lock, also of copies that forked processes hold of it."""
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+    def process(self) -> tuple[int, str]:
+        """This process: its id and the name of its machine."""
+        return os.getpid(), os.uname().nodename
+
+    def file_system(self, path: str) -> str:
+        """The type of the file system that the path is on, empty where that cannot be told."""
+        if _DARWIN:
+            return ""
+        path = os.path.realpath(path)
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            return mounted_type(mounts.read(), path)
+
+
+def mounted_type(mountinfo: str, path: str) -> str:
+    """The file system type of the mount that holds the absolute path, by the text of /proc/self/mountinfo."""
+    best, found = "", ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split(" ")[4].encode("ascii", "surrogateescape").decode("unicode_escape")
+        if (path + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):  # a later mount covers
+            best, found = point, after.split(" ")[0]
+    return found
+
+
+class DiskThread(ThreadPoolExecutor):
+    """A thread for the disk. aiofiles gets it as its executor, and it remembers the last job that it was given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(max_workers=1, thread_name_prefix=name)
+        self._last: Future[object] | None = None
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Give the thread a job, and remember it."""
+        job = super().submit(fn, *args, **kwargs)
+        self._last = cast("Future[object]", job)
+        return job
+
+    def submit_aside(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Give the thread a job that no task waits for."""
+        return super().submit(fn, *args, **kwargs)
+
+    def trip(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Callable[[], Awaitable[T]]:
+        """What `settle` and `whole` take: have this thread call the function."""
+        return lambda: asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+
+    async def settle(
+        self, trip: Callable[[], Awaitable[T]], hurry: Callable[[], None] = lambda: None
+    ) -> tuple[Future[T], asyncio.CancelledError | None]:
+        """The job that the trip gave this thread, done, and the cancellation that came meanwhile.
+
+        CancelledError out of here says that the job was not begun and never will be; ``hurry`` is called when it was.
+        """
+        self._last = None
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            await trip()
+        except asyncio.CancelledError as error:
+            if self._last is None or self._last.cancelled():
+                raise
+            cancelled = error
+            hurry()
+            await until_done(self._last)
+        except BaseException:
+            if self._last is None:
+                raise  # it was not given to the thread; else the job has the error
+        job = cast("Future[T] | None", self._last)
+        assert job is not None, "a trip gives this thread a job"
+        return job, cancelled
+
+    async def whole(self, trip: Callable[[], Awaitable[T]]) -> T:
+        """The result of the trip. Once begun it is waited for; a cancellation is then delivered at the next await."""
+        job, cancelled = await self.settle(trip)
+        if cancelled is not None:
+            deliver_later(cancelled)
+        return job.result()
+
+
+def deliver_later(cancelled: asyncio.CancelledError) -> None:
+    """Have the cancellation that this task caught raised at its next await, counted as it was."""
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine of asyncio runs in a task"
+    task.uncancel()
+    task.cancel(*cancelled.args)
+
+
+async def until_done(job: Future[T]) -> asyncio.CancelledError | None:
+    """Wait for the job, however often this task is cancelled meanwhile; the first cancellation is returned."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    job.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    cancelled = None
+    while not job.done():
+        try:
+            await done.wait()
+        except asyncio.CancelledError as error:
+            cancelled = cancelled or error
+    return cancelled
+
+
+def through_aiofiles(file: io.RawIOBase, thread: DiskThread) -> AsyncFileIO:
+    """The file with methods to await, which run in the thread."""
+    # aiofiles.open() only wraps files that it opened itself; this is the class that it wraps a raw file in.
+    return AsyncFileIO(cast("io.FileIO", file), loop=asyncio.get_running_loop(), executor=thread)

@@ -1,0 +1,207 @@
+"""The engine over a directory: a durable log in JSON Lines, embedded in the process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from aiostore.engine import PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection
+from aiostore.engines.file.disk import Disk, DiskThread, deliver_later, until_done
+from aiostore.engines.file.index import Index
+from aiostore.engines.file.opening import Options, Writer, check_place, open_to_read, open_to_write
+from aiostore.engines.file.pages import PageReader
+from aiostore.engines.file.segment import SegmentFiles
+from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreClosed
+from aiostore.events import Event
+from aiostore.limits import MIB
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+SEGMENT_BYTES = 16 * MIB
+SEGMENT_BYTES_MAX = 1024 * MIB
+READ_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    thread: DiskThread
+    readers: ThreadPoolExecutor
+    files: SegmentFiles
+    index: Index
+    pages: PageReader
+
+
+class FileEngine(Engine):
+    """Keeps the events in the directory ``path``, which one process at a time opens for writing.
+
+    ``durability``: "fsync" (an acknowledged event survives a power loss) or "os" (it survives the process; the system
+    writes it to the device in its own time). ``mode``: "rw", or "r" to read beside a writer, or a damaged store.
+    ``segment_bytes``: where a file of the log is full, 1 to 1 GiB. ``force_network``: use a network file system all the
+    same. ``disk``: for tests. ValueError if an option is not one of these.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        durability: Literal["fsync", "os"] = "fsync",
+        mode: Literal["rw", "r"] = "rw",
+        segment_bytes: int = SEGMENT_BYTES,
+        force_network: bool = False,
+        disk: Disk | None = None,
+    ) -> None:
+        if durability not in ("fsync", "os"):
+            raise ValueError(f"durability must be 'fsync' or 'os', not {durability!r}")
+        if mode not in ("rw", "r"):
+            raise ValueError(f"mode must be 'rw' or 'r', not {mode!r}")
+        if isinstance(segment_bytes, bool) or not isinstance(segment_bytes, int):
+            raise ValueError(f"segment_bytes must be an int, not {segment_bytes!r}")
+        if not 1 <= segment_bytes <= SEGMENT_BYTES_MAX:
+            raise ValueError(f"segment_bytes must be 1 to {SEGMENT_BYTES_MAX}, not {segment_bytes}")
+        if not isinstance(force_network, bool):
+            raise ValueError(f"force_network must be True or False, not {force_network!r}")
+        self._path = _checked_path(path)
+        self._read_only = mode == "r"
+        self._options = Options(durability == "fsync", segment_bytes)
+        self._force_network = force_network
+        self._disk = disk or Disk()
+        self._opened: _Opened | None = None
+        self._writer: Writer | None = None
+        self._closing: Future[None] | None = None
+
+    @property
+    def location(self) -> str:
+        return self._path
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only
+
+    def __repr__(self) -> str:
+        return f"FileEngine({self._path!r}, mode={'r' if self._read_only else 'rw'!r})"
+
+    async def open(self) -> Head:
+        thread = DiskThread("aiostore-write")
+        stop = threading.Event()
+
+        def going_on() -> None:
+            if stop.is_set():
+                raise EngineUnavailable(f"opening {self._path} was cancelled")
+
+        try:
+            job, cancelled = await thread.settle(thread.trip(self._open, going_on), stop.set)
+            if cancelled is not None:
+                if job.exception() is None:
+                    await until_done(thread.submit(_let_go, job.result()))
+                raise cancelled
+            opened = job.result()
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        if isinstance(opened, Writer):
+            self._writer = opened
+            self._writer.log.attach(thread)
+        index = opened.index if isinstance(opened, Writer) else opened
+        readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="aiostore-read")
+        files = SegmentFiles(self._disk, readers)
+        self._opened = _Opened(thread, readers, files, index, PageReader(index, files))
+        return index.head
+
+    def _open(self, going_on: Callable[[], None]) -> Writer | Index:
+        try:
+            directory = self._disk.absolute(self._path)
+            check_place(self._disk, directory, force_network=self._force_network)
+            if self._read_only:
+                return open_to_read(self._disk, directory, going_on)
+            return open_to_write(self._disk, directory, self._options, going_on)
+        except OSError as error:
+            raise EngineUnavailable(f"{self._path} cannot be opened: {error}") from error
+
+    async def aclose(self) -> None:
+        if self._opened is None:
+            return
+        if self._closing is None:
+            if self._writer is not None:
+                self._writer.log.stop()
+            self._closing = self._opened.thread.submit_aside(self._close, self._opened)
+            self._opened.thread.shutdown(wait=False)
+        cancelled = await until_done(self._closing)
+        if cancelled is not None:
+            deliver_later(cancelled)
+        self._closing.result()
+
+    def _close(self, opened: _Opened) -> None:
+        opened.readers.shutdown()
+        opened.files.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def abandon(self) -> None:
+        if self._opened is not None and self._closing is None:
+            self._opened.files.abandon()
+            if self._writer is not None:
+                self._writer.abandon()
+
+    def _held(self) -> _Opened:
+        if self._opened is None or self._closing is not None:
+            raise StoreClosed
+        return self._opened
+
+    async def commit(self, plan: Plan) -> None:
+        self._held()
+        if self._writer is None:
+            raise EngineUnsupported(f"{self._path} was opened with mode='r': open it with mode='rw' to append")
+        await self._writer.log.append(plan)
+
+    async def facts(self, question: Question) -> Facts:
+        index = self._held().index
+        head = index.head.event_id
+        versions = {stream_id: index.postings.version(stream_id) for stream_id in question.streams}
+        place = index.postings.commit(*question.idempotency_key) if question.idempotency_key is not None else None
+        stored = None
+        if place is not None:
+            first, count = place
+            stored = await self._all(Selection(up_to=first + count - 1, after=first - 1))
+        match = None
+        if question.condition is not None:
+            condition = question.condition
+            match = await self._first(Selection(up_to=head, after=condition.after or 0, query=condition.query))
+        return Facts(head, versions, stored, match)
+
+    async def _all(self, selection: Selection) -> list[Event]:
+        page = await self.read(selection)
+        events = page.events
+        while page.cursor is not None:
+            page = await self.read(selection, page.cursor)
+            events.extend(page.events)
+        return events
+
+    async def _first(self, selection: Selection) -> int | None:
+        page = await self.read(selection, None, 1)
+        while not page.events and page.cursor is not None:
+            page = await self.read(selection, page.cursor, 1)
+        return page.events[0].event_id if page.events else None
+
+    async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
+        return await self._held().pages.read(selection, cursor, max_events)
+
+
+def _let_go(opened: Writer | Index) -> None:
+    """Close what a cancelled `FileEngine.open` opened."""
+    if isinstance(opened, Writer):
+        opened.close()
+
+
+def _checked_path(path: str | PathLike[str]) -> str:
+    try:
+        text = str(Path(path)) if path != "" else ""
+    except TypeError:
+        text = ""
+    if not text or "\0" in text:
+        raise ValueError(f"path must name a directory, not {path!r}")
+    return text

@@ -1,0 +1,238 @@
+"""The bytes of the embedded log. This docstring specifies the format (number 1); the code takes and gives bytes.
+
+All files are UTF-8 and are read as JSON or JSON Lines. Checksums are CRC-32 (`zlib.crc32`, IEEE), written as 8
+lowercase hexadecimal digits. A checksummed text ends in ``,"crc":"1a2b3c4d"}`` (18 bytes) and a newline; the checksum
+covers everything before that comma. So a line, its newline counted, is valid with ``crc32(line[:-19], seed)``.
+
+**aiostore.json**, the manifest, is one such text, with seed 0::
+
+    {"min_reader":1,"min_writer":1,"store_id":"<32 hex digits>","created":"<time>","first_segment":1,"crc":"…"}
+
+A reader (writer) whose format number is below ``min_reader`` (``min_writer``) must not read (write). Other keys are
+left alone. ``first_segment`` is the first event_id of the oldest segment. The file is only replaced as a whole.
+
+**head** is two slots of 512 bytes, each ``{"durable":<event_id>,"crc":"…"}``, spaces, and a newline as the last byte;
+the seed is ``crc32(store_id + "head")``. A slot is valid if and only if it is, byte for byte, what an event_id gives.
+The durable head is the greater of the valid slots, 0 if there is none; it is a true lower bound of what is durable.
+The slots are written in turn.
+
+**<first event_id, 20 digits>.jsonl**, a segment. A line is an event, with its keys in this order::
+
+    {"event_id":7,"stream_id":"cart-42","version":2,"event_type":"ItemAdded","timestamp":"2026-11-23T04:50:00.123456Z",
+    "data":{…}[,"metadata":{…}][,"tags":["…"]][,"key":"…"][,"more":k][,"open":k],"crc":"1a2b3c4d"}
+
+- ``key``: the idempotency key, on the first line of its commit.
+- ``more``: how many events of the same commit follow (absent: 0); the next line says one less.
+- ``open``: how many events before this one were not known durable when its write began (absent: 0). So each valid
+  line vouches that the events up to event_id - 1 - open are durable.
+- ``crc``: its seed is ``crc32(store_id + first event_id as 20 digits)``: no line of another store or segment counts.
+
+A line is valid if and only if it ends in its checksum and a newline, the checksum holds, it has the keys above (those
+in brackets may be absent) and no others, with values of their types, its event_id is that of the line before plus one
+(in the first line: the number in the file's name), its ``more`` is one less than that of the line before where that was
+not 0, and ``key`` stands on no line but the first of a commit. Empty lines are padding. A segment that is not the
+newest ends with the last event of a commit, and the name of the next is that event's id plus one.
+
+Example: a group of two commits, the second of two events and with a key, written to the new store
+``000102030405060708090a0b0c0d0e0f`` (the seed of its first segment is 0xdd1d97ce). Each is on one line::
+
+    {"event_id":1,"stream_id":"cart-1","version":1,"event_type":"Opened","timestamp":"2026-11-23T04:50:00.123456Z",
+    "data":{},"crc":"1a4fc882"}
+    {"event_id":2,"stream_id":"cart-1","version":2,"event_type":"ItemAdded","timestamp":"2026-11-23T04:50:00.123456Z",
+    "data":{"sku":"a"},"tags":["sku:a"],"key":"k-1","more":1,"open":1,"crc":"fb4b4b2d"}
+    {"event_id":3,"stream_id":"stock-a","version":1,"event_type":"Reserved","timestamp":"2026-11-23T04:50:00.123456Z",
+    "data":{"n":1},"metadata":{"by":"cart-1"},"open":2,"crc":"f72bef58"}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from aiostore.engine import Commit
+from aiostore.events import NO_METADATA, Event
+
+FORMAT: Final = 1
+"""The number of the format that this code reads and writes."""
+
+MANIFEST_NAME: Final = "aiostore.json"
+HEAD_NAME: Final = "head"
+LOCK_NAME: Final = "lock"
+SLOT_BYTES: Final = 512
+CRC_BYTES: Final = 18
+"""The length of ``,"crc":"1a2b3c4d"}``."""
+
+LINE_BYTES_MIN: Final = 100
+"""No line is shorter: the keys that every line has, with the shortest values, take more."""
+
+ENCODE_EVENTS: Final = 512
+"""So many events are encoded in one go, about half a millisecond of the loop's time."""
+
+_SEGMENT_NAME = re.compile(r"([0-9]{20})\.jsonl")
+_encoder = msgspec.json.Encoder()
+
+
+class Damaged(Exception):
+    """Bytes that are not what they must be, and why."""
+
+
+# --- names and seeds ---
+
+
+def segment_name(first_event_id: int) -> str:
+    """The file name of the segment that begins with this event."""
+    return f"{first_event_id:020d}.jsonl"
+
+
+def segment_first(name: str) -> int | None:
+    """The first event_id of the segment with this file name, None if it is not the name of a segment."""
+    match = _SEGMENT_NAME.fullmatch(name)
+    return int(match[1]) if match and int(match[1]) > 0 else None
+
+
+def line_seed(store_id: str, first_event_id: int) -> int:
+    """The seed of the checksums in one segment."""
+    return crc32(b"%b%020d" % (store_id.encode(), first_event_id))
+
+
+# --- lines ---
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A line as recovery reads it: every key, and no other."""
+
+    event_id: int
+    stream_id: str
+    version: int
+    event_type: str
+    timestamp: str
+    data: msgspec.Raw
+    crc: str
+    metadata: msgspec.Raw = NO_METADATA
+    tags: tuple[str, ...] = ()
+    key: str | None = None
+    more: int = 0
+    unsynced: int = msgspec.field(name="open", default=0)
+
+
+class Lines(NamedTuple):
+    """Encoded lines: their bytes, each with its newline, and where each begins in them."""
+
+    data: bytes
+    starts: list[int]
+
+
+decode_line = msgspec.json.Decoder(Line).decode
+_decode_event = msgspec.json.Decoder(Event).decode
+
+
+def encode_group(commits: Sequence[Commit], seed: int, durable: int) -> Iterator[Lines]:
+    """The lines of a group, in pieces of `ENCODE_EVENTS`; ``durable`` is the last event known durable before it."""
+    events = [event for commit in commits for event in commit.events]
+    ends = [end for commit in commits for end in _commit_ends(commit)]
+    unsynced = events[0].event_id - 1 - durable
+    for start in range(0, len(events), ENCODE_EVENTS):
+        chunk = events[start : start + ENCODE_EVENTS]
+        yield _encode_chunk(chunk, ends[start : start + ENCODE_EVENTS], unsynced + start, seed)
+
+
+def _commit_ends(commit: Commit) -> Sequence[bytes]:
+    """What stands between the event's own keys and ``open``, for each event of the commit."""
+    more = len(commit.events) - 1
+    key = b"" if commit.idempotency_key is None else b',"key":' + _encoder.encode(commit.idempotency_key)
+    if not more:
+        return (key,)
+    ends = [b',"more":%d' % left for left in range(more, 0, -1)]
+    ends.append(b"")
+    ends[0] = key + ends[0]
+    return ends
+
+
+def _encode_chunk(events: Sequence[Event], ends: Sequence[bytes], unsynced: int, seed: int) -> Lines:
+    pieces = _encoder.encode_lines(events).split(b"\n")
+    pieces.pop()  # what follows the last newline: nothing
+    assert len(pieces) == len(events), "no event has a newline inside"
+    lines: list[bytes] = []
+    starts: list[int] = []
+    size = 0
+    for piece, end in zip(pieces, ends, strict=True):
+        text = b'%b%b,"open":%d' % (piece[:-1], end, unsynced) if unsynced else piece[:-1] + end
+        line = b'%b,"crc":"%08x"}\n' % (text, crc32(text, seed))
+        lines.append(line)
+        starts.append(size)
+        size += len(line)
+        unsynced += 1
+    return Lines(b"".join(lines), starts)
+
+
+def checksum_holds(line: bytes, seed: int) -> bool:
+    """Whether a line, without its newline, ends in its checksum."""
+    return line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc32(line[:-CRC_BYTES], seed)
+
+
+def decode_events(data: bytes, seed: int, first_event_id: int, count: int) -> list[Event]:
+    """The events of so many neighbouring lines, each checked; each event holds only its own line. Else `Damaged`."""
+    lines = data.split(b"\n")
+    if len(lines) != count + 1 or lines[-1]:
+        lines = [line for line in lines if line]
+        if len(lines) != count or data[-1:] != b"\n":
+            raise Damaged(f"{len(lines)} lines where {count} must be")
+    else:
+        lines.pop()
+    for line in lines:
+        if line[-18:] != b',"crc":"%08x"}' % crc32(line[:-18], seed):
+            raise Damaged("the checksum does not hold")
+    try:
+        events = list(map(_decode_event, lines))
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
+    if [event.event_id for event in events] != list(range(first_event_id, first_event_id + count)):
+        raise Damaged(f"event {first_event_id} is not where it must be")
+    return events
+
+
+# --- manifest and head ---
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What aiostore.json says."""
+
+    min_reader: int
+    min_writer: int
+    store_id: str
+    created: str
+    first_segment: int
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of aiostore.json."""
+    text = _encoder.encode(manifest)[:-1]
+    return b'%b,"crc":"%08x"}\n' % (text, crc32(text))
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """The manifest of these bytes, or `Damaged`."""
+    if data[-1:] != b"\n" or not checksum_holds(data[:-1], 0):
+        raise Damaged("the checksum of the manifest does not hold")
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Damaged(f"the checksum holds, but it is not a manifest: {error}") from error
+
+
+def encode_slot(event_id: int, store_id: str) -> bytes:
+    """A slot of the head file."""
+    text = b'{"durable":%d' % event_id
+    return (b'%b,"crc":"%08x"}' % (text, crc32(text, crc32(store_id.encode() + b"head")))).ljust(SLOT_BYTES - 1) + b"\n"
+
+
+def decode_slot(slot: bytes, store_id: str) -> int | None:
+    """The event_id that the slot holds, None if it is not valid."""
+    match = re.match(rb'\{"durable":([0-9]{1,20}),', slot)
+    if match is None or slot != encode_slot(int(match[1]), store_id):
+        return None
+    return int(match[1])

@@ -1,0 +1,259 @@
+"""The log's writing end: the active segment, groups written to it in one trip to the thread, the roll to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import logging
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from aiostore.engine import Plan
+from aiostore.engines.file.disk import NO_ROOM, Disk, DiskThread, through_aiofiles
+from aiostore.engines.file.format import encode_group
+from aiostore.engines.file.head import HeadFile
+from aiostore.engines.file.index import Index
+from aiostore.engines.file.segment import Segment
+from aiostore.errors import StoreFailed, StoreFull
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_log = logging.getLogger("aiostore")
+
+IDLE_SECONDS = 1.0
+"""So long after the last commit the head is synced."""
+
+
+class GroupFile(io.RawIOBase):
+    """The active segment's file. A `write` is a whole group, or nothing: what aiofiles carries to the thread."""
+
+    def __init__(self, disk: Disk, path: str, head: HeadFile, *, synced: bool) -> None:
+        super().__init__()
+        self._disk = disk
+        self._path = path
+        self._head = head
+        self._synced = synced
+        self._failed: BaseException | None = None
+        self.group_last_event_id = 0
+        """The last event of the group that the next `write` gets."""
+        self._file = disk.open_append(path, synced=synced)
+        try:
+            self.end = disk.size(self._file)
+            """Where the last group ended."""
+        except BaseException:
+            disk.close(self._file)
+            raise
+
+    def write(self, group: ReadableBuffer, /) -> int:
+        """Write the group, in sync mode to the device, then the head; `StoreFull` if nothing of it stays.
+
+        After any other error nothing is written any more.
+        """
+        self._check()
+        try:
+            self._write(memoryview(group))
+        except StoreFull:
+            raise
+        except BaseException as error:
+            self._failed = error
+            raise
+        self.end += memoryview(group).nbytes
+        if self._synced:
+            self._head.advance(self.group_last_event_id)
+        return memoryview(group).nbytes
+
+    def _write(self, rest: memoryview) -> None:
+        try:
+            while rest:
+                written = self._disk.append(self._file, rest, synced=self._synced)
+                if written == 0:
+                    raise OSError(errno.EIO, "nothing was written")
+                rest = rest[written:]
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Unsynced, a retry of the same shape could later mix with what is left of this one.
+            self._disk.truncate(self._file, self.end)
+            self._disk.sync(self._file)
+            raise StoreFull(self._path, str(error)) from error
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise OSError(errno.EIO, f"an earlier write or sync failed: {self._failed}")
+
+    def sync(self, last_event_id: int) -> None:
+        """Bring what was written, up to this event, to the device, and say so in the head."""
+        self._check()
+        try:
+            self._disk.sync(self._file)
+        except BaseException as error:
+            self._failed = error
+            raise
+        self._head.advance(last_event_id)
+
+    def close(self) -> None:
+        """Close the file, unsynced; again is nothing."""
+        if not self.closed:
+            super().close()
+            self._disk.close(self._file)
+
+
+class Log:
+    """The end of the log. What it did shows in the index only after it succeeded; one `append` at a time."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        directory: str,
+        store_id: str,
+        index: Index,
+        head: HeadFile,
+        *,
+        durable: int,
+        synced: bool,
+        segment_bytes: int,
+    ) -> None:
+        """Open the last segment, or make the first; on the writing thread."""
+        self._disk = disk
+        self._directory = directory
+        self._store_id = store_id
+        self._index = index
+        self._head = head
+        self._durable = durable
+        self._synced = synced
+        self._segment_bytes = segment_bytes
+        self._failed: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_append = 0.0
+        self._appending = False
+        if not index.segments:
+            index.add_segment(Segment(directory, store_id, index.head.event_id + 1))
+        segment = index.segments[-1]
+        self._file = GroupFile(disk, segment.path, head, synced=synced)
+        try:
+            disk.sync_directory(directory)  # the head's entry as well
+            assert self._file.end == segment.end, "recovery left nothing behind the last commit"
+        except BaseException:
+            self._file.close()
+            raise
+
+    def attach(self, thread: DiskThread) -> None:
+        """Begin to work in this loop, through this thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = thread
+        self._writer = through_aiofiles(self._file, thread)
+
+    async def append(self, plan: Plan) -> None:
+        """Write a group; see `Engine.commit`."""
+        if self._failed is not None:
+            raise StoreFailed(self._directory, self._failed)
+        assert plan.commits[0].events[0].event_id == self._index.head.event_id + 1, "positions are dense"
+        self._appending = True
+        try:
+            if self._index.segments[-1].end >= self._segment_bytes:
+                await self._roll()
+            await self._write(plan)
+        except (StoreFull, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            raise self._fail(error) from error
+        finally:
+            self._appending = False
+        self._last_append = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(IDLE_SECONDS, self._idle)
+
+    async def _write(self, plan: Plan) -> None:
+        pieces: list[bytes] = []
+        starts: list[int] = []
+        size = 0
+        for data, starts_in_data in encode_group(plan.commits, self._index.segments[-1].seed, self._durable):
+            if pieces:
+                await asyncio.sleep(0)
+            pieces.append(data)
+            starts.extend([size + start for start in starts_in_data] if size else starts_in_data)
+            size += len(data)
+        last = plan.commits[-1].events[-1].event_id
+        group = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._file.group_last_event_id = last
+        await self._thread.whole(lambda: self._writer.write(group))
+        if self._synced:
+            self._durable = last
+        self._index.add_commits(plan.commits, starts, size)
+
+    async def _roll(self) -> None:
+        """Go on in a new segment. Cancelled, it is done, or not begun."""
+        job, cancelled = await self._thread.settle(self._thread.trip(self._next_segment))
+        segment, file = job.result()
+        self._index.add_segment(segment)
+        self._durable = segment.first_event_id - 1
+        self._file = file
+        self._writer = through_aiofiles(file, self._thread)
+        if cancelled is not None:
+            raise cancelled
+
+    def _next_segment(self) -> tuple[Segment, GroupFile]:
+        last = self._index.head.event_id
+        self._file.sync(last)
+        segment = Segment(self._directory, self._store_id, last + 1)
+        try:
+            file = GroupFile(self._disk, segment.path, self._head, synced=self._synced)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise StoreFull(segment.path, str(error)) from error
+        try:
+            assert file.end == 0, "a new segment is empty"
+            self._disk.sync_directory(self._directory)
+        except BaseException:
+            file.close()
+            raise
+        self._file.close()
+        return segment, file
+
+    def _fail(self, error: BaseException) -> StoreFailed:
+        self._failed = self._failed or f"a write or sync failed ({error})"
+        return StoreFailed(self._directory, self._failed)
+
+    def _idle(self) -> None:
+        """The timer: if nothing was appended for a while, have the head synced."""
+        self._timer = None
+        wait = self._last_append + IDLE_SECONDS - self._loop.time()
+        if self._appending or wait > 0:
+            self._timer = self._loop.call_later(IDLE_SECONDS if self._appending else wait, self._idle)
+        elif self._failed is None:
+            job = self._thread.submit_aside(self._sync, self._index.head.event_id)
+            job.add_done_callback(lambda job: self._loop.call_soon_threadsafe(self._idled, job))
+
+    def _idled(self, job: Future[None]) -> None:
+        error = job.exception()
+        if error is not None:
+            _log.error("%s", self._fail(error))
+
+    def _sync(self, last_event_id: int) -> None:
+        if not self._synced:
+            self._file.sync(last_event_id)
+        self._head.sync()
+
+    def stop(self) -> None:
+        """Cancel the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        """Sync what is not, and close the files; on the writing thread, after the last append."""
+        try:
+            if self._failed is None:
+                self._sync(self._index.head.event_id)
+        except OSError as error:
+            _log.error("%s: the last appends may not be durable: %s", self._directory, error)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files as they are."""
+        self._file.close()
+        self._head.close()

@@ -1,0 +1,169 @@
+"""What a directory holds, and putting right what a crash left. Synchronous, so that tests can try crash upon crash.
+
+A torn tail is what a crash leaves of a write that nobody was told of: it is set aside and cut. Anything else that is
+not as it must be is damage: a writer refuses it, a reader keeps clear of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.format import HEAD_NAME, Manifest, decode_events, segment_first, segment_name
+from aiostore.engines.file.head import read_head
+from aiostore.engines.file.index import Damage, Index
+from aiostore.engines.file.scan import EVENT_ID_MAX, UNKNOWN, Scan
+from aiostore.engines.file.segment import Segment
+
+_log = logging.getLogger("aiostore")
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the segments hold. ``index`` has the whole commits; the rest is told of the last segment."""
+
+    index: Index
+    durable: int = 0
+    """The last event known to be durable."""
+    size: int = 0
+    """The size of the last segment's file; what is behind its segment's ``end`` is torn, if there is no damage."""
+    damages: list[Damage] = field(default_factory=list)
+
+
+def survey(
+    disk: Disk,
+    directory: str,
+    manifest: Manifest,
+    *,
+    watching: bool = False,
+    tolerant: bool = False,
+    going_on: Callable[[], None] = lambda: None,
+) -> Survey:
+    """Scan all segments. ``tolerant`` goes on behind damage; else the first is where the survey ends.
+
+    ``watching``, beside a writer, takes only what is known to be durable. ``going_on`` is called again and again, and
+    may raise to end it.
+    """
+    head = read_head(disk, f"{directory}/{HEAD_NAME}", manifest.store_id)
+    found = Survey(Index(), head)
+    firsts = [first for name in disk.names(directory) if (first := segment_first(name))]
+    expected = manifest.first_segment
+    for place, first in enumerate(firsts):
+        if first != expected:
+            found.damages.append(_outside(directory, expected, first))
+            if not tolerant:
+                return found
+            if first < expected:
+                continue
+        segment = Segment(directory, manifest.store_id, first)
+        found.index.add_segment(segment)
+        if place < len(firsts) - 1:
+            _sealed(disk, found, segment, firsts[place + 1], going_on)
+            expected = max(firsts[place + 1], segment.last_event_id + 1)
+        else:
+            _newest(disk, found, segment, watching=watching, going_on=going_on)
+        if found.damages and not tolerant:
+            return found
+    if not firsts and head:
+        path = f"{directory}/{segment_name(expected)}"
+        found.damages.append(Damage(path, 0, "all segments are missing", expected, head))
+    return found
+
+
+def _outside(directory: str, expected: int, first: int) -> Damage:
+    if first > expected:
+        return Damage(f"{directory}/{segment_name(expected)}", 0, "the segment is missing", expected, first - 1)
+    return Damage(f"{directory}/{segment_name(first)}", 0, "the segment is outside of the chain", first, first - 1)
+
+
+def _sealed(disk: Disk, found: Survey, segment: Segment, following: int, going_on: Callable[[], None]) -> None:
+    """Scan a segment that was finished: it must be whole and end where the next begins."""
+    scan = Scan(disk, segment, found.index, going_on)
+    scan.run()
+    damages = scan.damages
+    if damages and damages[-1].last == UNKNOWN:
+        damages[-1] = damages[-1]._replace(last=following - 1)
+    elif scan.last_event_id < following - 1:
+        reason = f"the segment ends with event {scan.last_event_id} where {following - 1} must"
+        damages.append(Damage(segment.path, scan.size, reason, scan.last_event_id + 1, following - 1))
+    elif scan.has_open_commit:
+        reason = f"the commit of event {scan.last_event_id} has no end"
+        damages.append(Damage(segment.path, scan.size, reason, scan.last_event_id + 1, scan.last_event_id))
+    scan.enter_later()
+    found.damages.extend(damages)
+
+
+def _newest(disk: Disk, found: Survey, segment: Segment, *, watching: bool, going_on: Callable[[], None]) -> None:
+    """Scan the segment that was written last, and tell a torn tail from damage."""
+    scan = Scan(disk, segment, found.index, going_on, found.durable if watching else EVENT_ID_MAX)
+    scan.run()
+    found.size = scan.size
+    found.durable = durable = max(found.durable, scan.durable)
+    if durable <= scan.last_whole_event_id and not scan.undecodable:
+        if watching:
+            scan.enter_later(durable)
+        return
+    while scan.later and scan.later[-1].line.more and scan.later[-1].line.event_id > durable:
+        scan.later.pop()  # the commit was cut off before it ended
+    scan.enter_later(durable if watching else EVENT_ID_MAX)
+    last = max(segment.last_event_id, durable)
+    damages = scan.damages
+    if damages and damages[-1].last == UNKNOWN:
+        damages[-1] = damages[-1]._replace(last=last)
+    elif last > segment.last_event_id:
+        reason = f"the log ends with event {segment.last_event_id}, but events up to {last} were stored"
+        damages.append(Damage(segment.path, scan.size, reason, segment.last_event_id + 1, last))
+    found.damages.extend(damages)
+
+
+def repair(disk: Disk, directory: str, found: Survey, stamp: str) -> None:
+    """Set a torn tail of the last segment aside and cut it, and make durable what is kept but not known to be."""
+    segment = found.index.segments[-1]
+    last = segment.last_event_id
+    if found.size <= segment.end and found.durable >= last:
+        return
+    file = disk.open_write(segment.path)
+    try:
+        if found.size > segment.end:
+            _set_aside(disk, directory, file, found.size, segment, stamp)
+            disk.truncate(file, segment.end)
+            disk.sync(file)
+        if found.durable < last:
+            # Where a sync failed, what is read may be in memory only, and clean: written again, it is synced again.
+            start, end = segment.span(found.durable + 1, last)
+            data = disk.read(file, end - start, start)
+            decode_events(data, segment.seed, found.durable + 1, last - found.durable)
+            disk.write_at(file, data, start)
+            disk.sync(file)
+            found.durable = last
+    finally:
+        disk.close(file)
+
+
+def _set_aside(disk: Disk, directory: str, file: int, size: int, segment: Segment, stamp: str) -> None:
+    """Save what is behind the end of the segment's last commit, durably."""
+    name = f"torn-{segment.last_event_id + 1}-{stamp}"
+    tries = itertools.count(2)
+    path = f"{directory}/{name}.bin"
+    while disk.exists(path):
+        path = f"{directory}/{name}-{next(tries)}.bin"
+    torn = disk.open_write(path, exclusive=True)
+    try:
+        disk.write_at(torn, disk.read(file, size - segment.end, segment.end), 0)
+        disk.sync(torn)
+    except BaseException:
+        disk.remove(path)  # not whole; the tail is where it was
+        raise
+    finally:
+        disk.close(torn)
+    disk.sync_directory(directory)
+    _log.warning(
+        "%s: the %d bytes behind event %d are what a crash left of an append that was not acknowledged; now in %s",
+        segment.path,
+        size - segment.end,
+        segment.last_event_id,
+        path,
+    )
