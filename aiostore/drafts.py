@@ -126,11 +126,13 @@ def _draft_chunk(events: Sequence[EventLike], where: str, start: int, limits: Li
     parts = [_parts(event, where, start + index) for index, event in enumerate(events)]
     datas = encode_objects([part[1] for part in parts], lambda index: f"{where}[{start + index}].data")
     drafts: list[Draft] = []
-    checked_type = None
+    last_type: object = None
+    checked_type = ""
     try:
         for (event_type, _, metadata, tags), data in zip(parts, datas, strict=True):
-            if event_type is not checked_type:
+            if event_type is not last_type or last_type is None:
                 checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
+                last_type = event_type
             drafts.append(_draft(checked_type, data, metadata, tags, limits))
     except InvalidEvent as error:
         raise InvalidEvent(f"{where}[{start + len(drafts)}].{error.where}", error.reason) from None

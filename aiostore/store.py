@@ -7,9 +7,10 @@ import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import Enum
-from types import TracebackType
 from typing import Any, Literal, Self
 from weakref import WeakSet
+
+from anyio.abc import AsyncResource
 
 from aiostore.commit import Clock, Committer, utc_now
 from aiostore.drafts import (
@@ -59,7 +60,7 @@ def _open_stores() -> WeakSet[EventStore]:
     return stores
 
 
-class EventStore:
+class EventStore(AsyncResource):
     """An event store that lives in the event loop: durable appends, and subscribers that read with ``async for``.
 
     ``EventStore()`` keeps events in memory; ``EventStore("orders/")`` in a directory, the embedded log. Use it with
@@ -102,11 +103,6 @@ class EventStore:
         self._state = _State.OPEN
         _open_stores().add(self)
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Close the store: the write in hand finishes and is delivered, all other appends get `StoreClosed`.

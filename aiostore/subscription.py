@@ -7,8 +7,9 @@ import contextvars
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
+
+from anyio.abc import AsyncResource
 
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
 from aiostore.errors import SlowSubscriber
@@ -67,7 +68,7 @@ def _active_body() -> _Body | None:
     return body
 
 
-class Subscription(AsyncIterator[Event]):
+class Subscription(AsyncResource, AsyncIterator[Event]):
     """Every matching event after its start, once, in order: first from history, then as it is published.
 
     Use it with ``async with`` (required for ``on_slow="wait"``) and ``async for``, or `batches`; one reader at a time.
@@ -105,11 +106,6 @@ class Subscription(AsyncIterator[Event]):
         self._entered = True
         self._fix_end()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """End the subscription: its reader just stops, and nothing of it is left. From any task; again is nothing."""
