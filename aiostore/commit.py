@@ -114,15 +114,15 @@ class Committer:
     async def aclose(self) -> None:
         """Refuse what is staged with `StoreClosed`, and wait until the write in hand is published."""
         self._closed = True
-        self._refuse_staged(StoreClosed())
+        self._refuse_staged()
         self.look_again()
         while self._task is not None:
             await asyncio.wait([self._task])
             await asyncio.sleep(0)  # its end is noted by a callback
 
-    def _refuse_staged(self, error: BaseException) -> None:
+    def _refuse_staged(self) -> None:
         while self._staged:
-            self._staged.popleft().fail(error)
+            self._staged.popleft().fail(StoreClosed())
 
     def _start(self) -> None:
         # A context of its own, so that nothing of the append that happens to start it lives on in it.
@@ -132,19 +132,21 @@ class Committer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        cause = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if cause is None:
-            if self._staged:
-                self._start()
+        in_hand, self._in_hand = self._in_hand, ()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.critical("the committer failed", exc_info=error)
+            for staged in (*in_hand, *self._staged):
+                staged.fail(error)
+            self._staged.clear()
             return
-        # Cancelled, it had nothing half done: the engine finishes what it has begun.
-        outcome = "this append is not stored" if task.cancelled() else "it is not known whether this append is stored"
-        error = EventStoreError(f"the committer ended with {cause!r}: {outcome}")
-        error.__cause__ = cause
-        for staged in self._in_hand:
-            staged.fail(error)
-        self._in_hand = ()
-        self._refuse_staged(error)
+        # Cancelled, it had nothing half done: the engine finishes what it has begun. The appends were not cancelled, or
+        # their futures say so.
+        self._staged.extendleft(staged for staged in reversed(in_hand) if not staged.future.done())
+        if self._closed:
+            self._refuse_staged()
+        elif self._staged:
+            self._start()
 
     async def _run(self) -> None:
         while self._staged:
@@ -189,7 +191,11 @@ class Committer:
 
     async def _commit(self, staged_group: Sequence[Staged]) -> None:
         ring = self._fanout.ring
-        group = [staged for staged in staged_group if await self._knows_enough(staged)]
+        group = [
+            staged
+            for staged in staged_group
+            if suffices(staged.facts, staged.append, ring) or await self._ask_again(staged)
+        ]
         timestamp = self._next_timestamp()
         judgement = judge([(staged.append, staged.facts) for staged in group], ring, timestamp)
         if judgement.commits:
@@ -204,13 +210,12 @@ class Committer:
         for staged, outcome in zip(group, judgement.outcomes, strict=True):
             self._answer(staged, outcome)
 
-    async def _knows_enough(self, staged: Staged) -> bool:
-        """Ask again where the facts are too old for the ring; an append that cannot be judged fails alone."""
-        if not suffices(staged.facts, staged.append, self._fanout.ring):
-            try:
-                staged.facts = await self._engine.facts(question_of(staged.append))
-            except Exception as error:
-                staged.fail(error)
+    async def _ask_again(self, staged: Staged) -> bool:
+        """Renew the facts, which are too old for the ring; an append that cannot be judged fails alone."""
+        try:
+            staged.facts = await self._engine.facts(question_of(staged.append))
+        except Exception as error:
+            staged.fail(error)
         return not staged.future.done()
 
     def _answer(self, staged: Staged, outcome: Sequence[Event] | EventStoreError) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,9 +20,6 @@ from aiostore.limits import (
 )
 from aiostore.query import AppendCondition
 from aiostore.strictjson import encode_object, encode_objects, same_value
-
-CHUNK_EVENTS = 500
-"""So many events are drafted in one go, about a millisecond of the loop's time."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -110,21 +106,15 @@ def check_expected_version(value: object) -> int | StreamState | None:
     raise ValueError(f"expected_version must be 0 or more, NO_STREAM, STREAM_EXISTS or None, not {value!r}")
 
 
-def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "events") -> Iterator[list[Draft]]:
-    """The drafts of the events, in chunks of at most `CHUNK_EVENTS`, so that the caller can give way in between.
+def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "events") -> list[Draft]:
+    """The drafts of the events; `InvalidEvent` names the first element that is not valid.
 
-    `InvalidEvent` names the first element that is not valid.
+    In one go, without giving way: what the caller changes meanwhile would be stored in part.
     """
     if isinstance(events, str | bytes | dict | NewEvent) or not isinstance(events, Iterable):
         raise InvalidEvent(where, f"must be an iterable of events, not {type(events).__name__}")
-    taken = list(events)
-    for start in range(0, len(taken), CHUNK_EVENTS):
-        yield _draft_chunk(taken[start : start + CHUNK_EVENTS], where, start, limits)
-
-
-def _draft_chunk(events: Sequence[EventLike], where: str, start: int, limits: Limits) -> list[Draft]:
-    parts = [_parts(event, where, start + index) for index, event in enumerate(events)]
-    datas = encode_objects([part[1] for part in parts], lambda index: f"{where}[{start + index}].data")
+    parts = [_parts(event, where, index) for index, event in enumerate(events)]
+    datas = encode_objects([part[1] for part in parts], lambda index: f"{where}[{index}].data")
     drafts: list[Draft] = []
     last_type: object = None
     checked_type = ""
@@ -135,7 +125,7 @@ def _draft_chunk(events: Sequence[EventLike], where: str, start: int, limits: Li
                 last_type = event_type
             drafts.append(_draft(checked_type, data, metadata, tags, limits))
     except InvalidEvent as error:
-        raise InvalidEvent(f"{where}[{start + len(drafts)}].{error.where}", error.reason) from None
+        raise InvalidEvent(f"{where}[{len(drafts)}].{error.where}", error.reason) from None
     return drafts
 
 
@@ -159,8 +149,9 @@ def draft_event(event_type: object, data: object, metadata: object, tags: object
 
 def _draft(event_type: str, data: bytes, metadata: object, tags: object, limits: Limits) -> Draft:
     size = len(data)
-    encoded_metadata = NO_METADATA
-    if metadata is not None and metadata != {}:
+    if metadata is None or metadata == {}:
+        encoded_metadata = NO_METADATA
+    else:
         encoded = encode_object(metadata, "metadata")
         encoded_metadata = msgspec.Raw(encoded)
         size += len(encoded)
@@ -168,7 +159,7 @@ def _draft(event_type: str, data: bytes, metadata: object, tags: object, limits:
         raise InvalidEvent(
             "data", f"has {size} bytes with its metadata, more than the {limits.event_bytes_max} allowed"
         )
-    checked_tags = _tags(tags) if tags != () else ()
+    checked_tags = () if tags == () else _tags(tags)
     return Draft(event_type, msgspec.Raw(data), encoded_metadata, checked_tags, EVENT_OVERHEAD_BYTES + size)
 
 
@@ -197,11 +188,9 @@ def make_append(
             seen.add(part.stream_id)
     size = events_count = 0
     for part in parts:
-        size += sum(map(_draft_size, part.drafts))
         events_count += len(part.drafts)
+        for draft in part.drafts:
+            size += draft.size
     if size > limits.append_bytes_max:
         raise InvalidEvent("events", f"have about {size} bytes, more than the {limits.append_bytes_max} allowed")
     return Append(parts, condition, check_idempotency_key(idempotency_key), size, events_count)
-
-
-_draft_size = attrgetter("size")

@@ -30,7 +30,10 @@ def suffices(facts: Facts, append: Append, ring: Ring) -> bool:
         return True
     if append.idempotency_key is not None or append.condition is not None:
         return False
-    return all(ring.version(part.stream_id) is not None for part in append.parts)
+    for part in append.parts:  # noqa: SIM110 (it runs twice for every append: all() takes three times as long)
+        if ring.version(part.stream_id) is None:
+            return False
+    return True
 
 
 @dataclass(slots=True)

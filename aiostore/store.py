@@ -14,8 +14,6 @@ from anyio.abc import AsyncResource
 
 from aiostore.commit import Clock, Committer, utc_now
 from aiostore.drafts import (
-    CHUNK_EVENTS,
-    Draft,
     StreamDrafts,
     check_expected_version,
     check_stream_id,
@@ -40,6 +38,7 @@ Location = str | os.PathLike[str] | Engine | None
 
 class _State(Enum):
     NEW = "not open yet"
+    OPENING = "opening"
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
@@ -80,6 +79,7 @@ class EventStore(AsyncResource):
         self._fanout: Fanout
         self._state = _State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
 
     @classmethod
@@ -95,12 +95,22 @@ class EventStore(AsyncResource):
     async def __aenter__(self) -> Self:
         if self._state is not _State.NEW:
             raise StoreClosed(f"this store is {self._state.value}; a store object is opened once, make another")
-        self._state = _State.CLOSED  # until it is open
+        self._state = _State.OPENING
         self._loop = asyncio.get_running_loop()
-        head = await self._engine.open()
-        self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again)
-        self._committer.start(self._fanout, head.timestamp)
-        self._state = _State.OPEN
+        self._opening = self._loop.create_future()
+        try:
+            head = await self._engine.open()
+            if self._state is not _State.OPENING:
+                await self._engine.aclose()
+                raise StoreClosed("the store was closed while it opened")
+            self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again)
+            self._committer.start(self._fanout, head.timestamp)
+            self._state = _State.OPEN
+        except BaseException:
+            self._state = _State.CLOSED
+            raise
+        finally:
+            self._opening.set_result(None)
         _open_stores().add(self)
         return self
 
@@ -113,10 +123,13 @@ class EventStore(AsyncResource):
         """
         if self._state in (_State.NEW, _State.FORKED):
             self._state = _State.CLOSED
-        if self._closing is None:
-            if self._state is _State.CLOSED:
-                return
-            self._check_loop()
+        if self._state is _State.CLOSED:
+            return
+        self._check_loop()
+        if self._opening is not None and not self._opening.done():
+            self._state = _State.CLOSING
+            await asyncio.shield(self._opening)
+            return
         if self._fanout.listeners.calls_this_context():
             raise RuntimeError("aclose() inside a handler would wait for that handler; call it from a task of its own")
         if self._closing is None:
@@ -218,7 +231,7 @@ class EventStore(AsyncResource):
         empty, the checks are made all the same and ``[]`` returns.
         """
         self._check_append()
-        part = await self._draft(StreamAppend(stream_id, events, expected_version), "")
+        part = self._draft(StreamAppend(stream_id, events, expected_version), "")
         return await self._append([part], condition, idempotency_key)
 
     async def append_streams(
@@ -237,18 +250,13 @@ class EventStore(AsyncResource):
         for index, part in enumerate(appends):
             if not isinstance(part, StreamAppend):
                 raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
-            parts.append(await self._draft(part, f"appends[{index}]."))
+            parts.append(self._draft(part, f"appends[{index}]."))
         return await self._append(parts, condition, idempotency_key)
 
-    async def _draft(self, part: StreamAppend, where: str) -> StreamDrafts:
+    def _draft(self, part: StreamAppend, where: str) -> StreamDrafts:
         stream_id = check_stream_id(part.stream_id, f"{where}stream_id")
         expected_version = check_expected_version(part.expected_version)
-        drafts: list[Draft] = []
-        for chunk in draft_events(part.events, self._limits, f"{where}events"):
-            drafts += chunk
-            if len(chunk) == CHUNK_EVENTS:
-                await asyncio.sleep(0)
-        return StreamDrafts(stream_id, drafts, expected_version)
+        return StreamDrafts(stream_id, draft_events(part.events, self._limits, f"{where}events"), expected_version)
 
     async def _append(
         self, parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: str | None

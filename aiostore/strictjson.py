@@ -29,6 +29,8 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _DIGITS_TO_ZERO = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for byte in range(256))
 _NINETEEN_DIGITS = b"0" * 19
 _BRACE = ord("{")
+# Each level takes two bytes.
+_SHALLOW_BYTES_MAX = 2 * NESTING_MAX
 
 _JSON_FORM = (dt.datetime, dt.date, dt.time, dt.timedelta, UUID)
 # What msgspec may raise for a value that it cannot encode; ValueError is an int of thousands of digits.
@@ -61,9 +63,11 @@ def encode_objects(values: Sequence[Any], where: Callable[[int], str]) -> list[b
         return [_encode_walked(value, where(index)) for index, value in enumerate(values)]
     pieces = lines.split(b"\n")
     pieces.pop()  # what follows the last newline: nothing
-    for index, piece in enumerate(pieces):
-        if piece[0] != _BRACE or _may_be_too_deep(piece):
-            _encode_walked(values[index], where(index))
+    # A list of dicts, none of them long enough to be too deep, is what there is nearly always.
+    if set(map(type, values)) != {dict} or max(map(len, pieces)) > _SHALLOW_BYTES_MAX:
+        for index, piece in enumerate(pieces):
+            if piece[0] != _BRACE or _may_be_too_deep(piece):
+                _encode_walked(values[index], where(index))
     return pieces
 
 
@@ -87,8 +91,8 @@ def _may_have_long_number(encoded: bytes) -> bool:
 
 
 def _may_be_too_deep(piece: bytes) -> bool:
-    # Each level takes two bytes and one opening bracket; brackets in strings only cost a needless walk.
-    return len(piece) > 2 * NESTING_MAX and piece.count(b"{") + piece.count(b"[") > NESTING_MAX
+    # Each level takes an opening bracket; brackets in strings only cost a needless walk.
+    return len(piece) > _SHALLOW_BYTES_MAX and piece.count(b"{") + piece.count(b"[") > NESTING_MAX
 
 
 def _encode_walked(value: Any, where: str) -> bytes:

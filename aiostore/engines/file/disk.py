@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import io
 import os
 import sys
@@ -25,9 +24,10 @@ T = TypeVar("T")
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says when there is no room."""
 
-_WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_NOT_THERE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY})
+_WOULD_BLOCK: Final = _NOT_THERE | {errno.EAGAIN}
 _DARWIN: Final = sys.platform == "darwin"
-_FULL_SYNC: Final[int] = getattr(fcntl, "F_FULLFSYNC", 51)
+_FULL_SYNC: Final = 51  # fcntl.F_FULLFSYNC of macOS
 
 
 class Disk:
@@ -102,10 +102,17 @@ class Disk:
 
     def sync(self, file: int) -> None:
         """Bring the file's content and size to the device."""
-        if _DARWIN:
-            fcntl.fcntl(file, _FULL_SYNC)
-        else:
+        if not _DARWIN:
             os.fdatasync(file)
+            return
+        import fcntl
+
+        try:
+            fcntl.fcntl(file, _FULL_SYNC)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            os.fsync(file)  # not every file system has the other
 
     def drop_cache(self, file: int) -> None:
         """Forget what the system holds of the file in memory and could read again; a hint."""
@@ -139,10 +146,7 @@ class Disk:
         """Bring the directory's entries to the device."""
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if _DARWIN:
-                fcntl.fcntl(directory, _FULL_SYNC)
-            else:
-                os.fsync(directory)
+            os.fsync(directory)
         finally:
             os.close(directory)
 
@@ -156,6 +160,8 @@ class Disk:
 
     def lock(self, file: int, *, shared: bool) -> bool:
         """Take the file's lock if it is free; says whether it was."""
+        import fcntl  # here, for a system without it gets an error that says so, not one of importing
+
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,6 +170,8 @@ class Disk:
 
     def unlock(self, file: int) -> None:
         """Let go of the file's lock, also of copies that forked processes hold of it."""
+        import fcntl
+
         fcntl.flock(file, fcntl.LOCK_UN)
 
     def process(self) -> tuple[int, str]:
@@ -228,8 +236,8 @@ class DiskThread(ThreadPoolExecutor):
             cancelled = error
             hurry()
             await until_done(self._last)
-        except BaseException:
-            if self._last is None:
+        except Exception:
+            if self._last is None or not self._last.done():
                 raise  # it was not given to the thread; else the job has the error
         job = cast("Future[T] | None", self._last)
         assert job is not None, "a trip gives this thread a job"

@@ -146,6 +146,7 @@ class FileEngine(Engine):
             self._opened.files.abandon()
             if self._writer is not None:
                 self._writer.abandon()
+            self._opened = None
 
     def _held(self) -> _Opened:
         if self._opened is None or self._closing is not None:

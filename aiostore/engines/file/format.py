@@ -48,13 +48,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from operator import add
 from typing import Final, NamedTuple
 from zlib import crc32
 
 import msgspec
 
 from aiostore.engine import Commit
-from aiostore.events import NO_METADATA, Event
+from aiostore.events import NO_METADATA, Event, copy_event
 
 FORMAT: Final = 1
 """The number of the format that this code reads and writes."""
@@ -71,6 +74,9 @@ LINE_BYTES_MIN: Final = 100
 
 ENCODE_EVENTS: Final = 512
 """So many events are encoded in one go, about half a millisecond of the loop's time."""
+
+ENDS_CACHED: Final = 4096
+"""So many of the short texts that count events are kept: those of every usual group."""
 
 _SEGMENT_NAME = re.compile(r"([0-9]{20})\.jsonl")
 _encoder = msgspec.json.Encoder()
@@ -136,37 +142,52 @@ def encode_group(commits: Sequence[Commit], seed: int, durable: int) -> Iterator
     ends = [end for commit in commits for end in _commit_ends(commit)]
     unsynced = events[0].event_id - 1 - durable
     for start in range(0, len(events), ENCODE_EVENTS):
-        chunk = events[start : start + ENCODE_EVENTS]
-        yield _encode_chunk(chunk, ends[start : start + ENCODE_EVENTS], unsynced + start, seed)
+        until = min(start + ENCODE_EVENTS, len(events))
+        opens = map(_open_end, range(unsynced + start, unsynced + until))
+        yield _encode_chunk(events[start:until], list(map(add, ends[start:until], opens)), seed)
 
 
 def _commit_ends(commit: Commit) -> Sequence[bytes]:
     """What stands between the event's own keys and ``open``, for each event of the commit."""
-    more = len(commit.events) - 1
     key = b"" if commit.idempotency_key is None else b',"key":' + _encoder.encode(commit.idempotency_key)
-    if not more:
+    if len(commit.events) == 1:
         return (key,)
-    ends = [b',"more":%d' % left for left in range(more, 0, -1)]
-    ends.append(b"")
+    ends = list(map(_more_end, range(len(commit.events) - 1, -1, -1)))
     ends[0] = key + ends[0]
     return ends
 
 
-def _encode_chunk(events: Sequence[Event], ends: Sequence[bytes], unsynced: int, seed: int) -> Lines:
-    pieces = _encoder.encode_lines(events).split(b"\n")
+@lru_cache(ENDS_CACHED)
+def _more_end(more: int) -> bytes:
+    return b',"more":%d' % more if more else b""
+
+
+@lru_cache(ENDS_CACHED)
+def _open_end(unsynced: int) -> bytes:
+    return b',"open":%d' % unsynced if unsynced else b""
+
+
+def _encode_chunk(events: Sequence[Event], ends: Sequence[bytes], seed: int) -> Lines:
+    # Without its last brace, each piece is what comes before its end. No event has a newline inside.
+    if any(event._data_decoded is not None or event._metadata_decoded is not None for event in events):
+        events = [_undecoded(event) for event in events]
+    pieces = _encoder.encode_lines(events).split(b"}\n")
     pieces.pop()  # what follows the last newline: nothing
-    assert len(pieces) == len(events), "no event has a newline inside"
-    lines: list[bytes] = []
-    starts: list[int] = []
-    size = 0
-    for piece, end in zip(pieces, ends, strict=True):
-        text = b'%b%b,"open":%d' % (piece[:-1], end, unsynced) if unsynced else piece[:-1] + end
-        line = b'%b,"crc":"%08x"}\n' % (text, crc32(text, seed))
-        lines.append(line)
-        starts.append(size)
-        size += len(line)
-        unsynced += 1
+    lines = [
+        b'%b%b,"crc":"%08x"}\n' % (piece, end, crc32(end, crc32(piece, seed)))
+        for piece, end in zip(pieces, ends, strict=True)
+    ]
+    starts = list(accumulate(map(len, lines), initial=0))
+    starts.pop()
     return Lines(b"".join(lines), starts)
+
+
+def _undecoded(event: Event) -> Event:
+    """The event without what a look at its data left in it, which is not for the log."""
+    fresh = copy_event(event)
+    msgspec.structs.force_setattr(fresh, "_data_decoded", None)
+    msgspec.structs.force_setattr(fresh, "_metadata_decoded", None)
+    return fresh
 
 
 def checksum_holds(line: bytes, seed: int) -> bool:

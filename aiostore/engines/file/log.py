@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from aiostore.engine import Plan
-from aiostore.engines.file.disk import NO_ROOM, Disk, DiskThread, through_aiofiles
+from aiostore.engines.file.disk import NO_ROOM, Disk, DiskThread, deliver_later, through_aiofiles
 from aiostore.engines.file.format import encode_group
 from aiostore.engines.file.head import HeadFile
 from aiostore.engines.file.index import Index
@@ -154,18 +154,16 @@ class Log:
         try:
             if self._index.segments[-1].end >= self._segment_bytes:
                 await self._roll()
-            await self._write(plan)
-        except (StoreFull, asyncio.CancelledError):
-            raise
-        except BaseException as error:
-            raise self._fail(error) from error
+            group, starts = await self._encode(plan)
+            await self._write(plan, group, starts)
         finally:
             self._appending = False
         self._last_append = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_SECONDS, self._idle)
 
-    async def _write(self, plan: Plan) -> None:
+    async def _encode(self, plan: Plan) -> tuple[bytes, list[int]]:
+        """The lines of the group, and where each begins; gives way every so often."""
         pieces: list[bytes] = []
         starts: list[int] = []
         size = 0
@@ -175,17 +173,34 @@ class Log:
             pieces.append(data)
             starts.extend([size + start for start in starts_in_data] if size else starts_in_data)
             size += len(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), starts
+
+    async def _write(self, plan: Plan, group: bytes, starts: list[int]) -> None:
         last = plan.commits[-1].events[-1].event_id
-        group = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._file.group_last_event_id = last
-        await self._thread.whole(lambda: self._writer.write(group))
-        if self._synced:
-            self._durable = last
-        self._index.add_commits(plan.commits, starts, size)
+        try:
+            await self._thread.whole(lambda: self._writer.write(group))
+            if self._synced:
+                self._durable = last
+            self._index.add_commits(plan.commits, starts, len(group))
+        except (StoreFull, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise self._fail(error) from error
+        except BaseException as error:  # the coroutine is thrown away, or the thread was interrupted
+            self._fail(error)
+            raise
 
     async def _roll(self) -> None:
-        """Go on in a new segment. Cancelled, it is done, or not begun."""
+        """Go on in a new segment. Cancelled, it is done, or not begun: the group is not written."""
         job, cancelled = await self._thread.settle(self._thread.trip(self._next_segment))
+        error = job.exception()
+        if error is not None:
+            if cancelled is not None:
+                deliver_later(cancelled)
+            if isinstance(error, StoreFull):
+                raise error
+            raise self._fail(error) from error
         segment, file = job.result()
         self._index.add_segment(segment)
         self._durable = segment.first_event_id - 1
@@ -227,15 +242,19 @@ class Log:
             job = self._thread.submit_aside(self._sync, self._index.head.event_id)
             job.add_done_callback(lambda job: self._loop.call_soon_threadsafe(self._idled, job))
 
-    def _idled(self, job: Future[None]) -> None:
+    def _idled(self, job: Future[int]) -> None:
         error = job.exception()
         if error is not None:
             _log.error("%s", self._fail(error))
+        else:
+            self._durable = max(self._durable, job.result())
 
-    def _sync(self, last_event_id: int) -> None:
+    def _sync(self, last_event_id: int) -> int:
+        """Have everything up to this event, the last one, durable, and the head saying so."""
         if not self._synced:
             self._file.sync(last_event_id)
         self._head.sync()
+        return last_event_id
 
     def stop(self) -> None:
         """Cancel the timer."""

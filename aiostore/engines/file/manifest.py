@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import (
     FORMAT,
-    HEAD_NAME,
     LOCK_NAME,
     MANIFEST_NAME,
     Damaged,
@@ -59,7 +58,7 @@ def has_store(names: Sequence[str], directory: str) -> bool:
     """
     if MANIFEST_NAME in names:
         return True
-    if any(name == HEAD_NAME or segment_first(name) for name in names):
+    if any(segment_first(name) for name in names):
         raise StoreCorrupt(f"{directory}/{MANIFEST_NAME}", 0, "there are segments, but the manifest is missing")
     foreign = [name for name in names if name not in _LEFT_BY_CREATION and not name.startswith(".")]
     if foreign:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.format import HEAD_NAME, Manifest, decode_events, segment_first, segment_name
+from aiostore.engines.file.format import HEAD_NAME, Damaged, Manifest, decode_events, segment_first, segment_name
 from aiostore.engines.file.head import read_head
 from aiostore.engines.file.index import Damage, Index
 from aiostore.engines.file.scan import EVENT_ID_MAX, UNKNOWN, Scan
 from aiostore.engines.file.segment import Segment
+from aiostore.errors import StoreCorrupt
 
 _log = logging.getLogger("aiostore")
 
@@ -64,6 +65,8 @@ def survey(
             _sealed(disk, found, segment, firsts[place + 1], going_on)
             expected = max(firsts[place + 1], segment.last_event_id + 1)
         else:
+            if not tolerant:
+                _forget(disk, segment)
             _newest(disk, found, segment, watching=watching, going_on=going_on)
         if found.damages and not tolerant:
             return found
@@ -77,6 +80,15 @@ def _outside(directory: str, expected: int, first: int) -> Damage:
     if first > expected:
         return Damage(f"{directory}/{segment_name(expected)}", 0, "the segment is missing", expected, first - 1)
     return Damage(f"{directory}/{segment_name(first)}", 0, "the segment is outside of the chain", first, first - 1)
+
+
+def _forget(disk: Disk, segment: Segment) -> None:
+    """Have the segment read from the device: after a failed sync, memory may show what the device lost."""
+    file = disk.open_read(segment.path)
+    try:
+        disk.drop_cache(file)
+    finally:
+        disk.close(file)
 
 
 def _sealed(disk: Disk, found: Survey, segment: Segment, following: int, going_on: Callable[[], None]) -> None:
@@ -135,7 +147,10 @@ def repair(disk: Disk, directory: str, found: Survey, stamp: str) -> None:
             # Where a sync failed, what is read may be in memory only, and clean: written again, it is synced again.
             start, end = segment.span(found.durable + 1, last)
             data = disk.read(file, end - start, start)
-            decode_events(data, segment.seed, found.durable + 1, last - found.durable)
+            try:
+                decode_events(data, segment.seed, found.durable + 1, last - found.durable)
+            except Damaged as damaged:
+                raise StoreCorrupt(segment.path, start, str(damaged), found.durable + 1, last) from damaged
             disk.write_at(file, data, start)
             disk.sync(file)
             found.durable = last

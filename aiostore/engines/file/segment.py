@@ -11,6 +11,9 @@ from concurrent.futures import Executor
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import line_seed, segment_name
 
+NOWAIT_BYTES_MAX = 1024 * 1024
+"""More than this is not copied in the loop."""
+
 OPEN_FILES_MAX = 64
 """So many segments are held open for reading."""
 
@@ -69,7 +72,7 @@ class SegmentFiles:
 
     async def read(self, segment: Segment, offset: int, size: int) -> bytes:
         """The bytes of the file from there on, fewer only at its end. Cancellation leaves nothing behind."""
-        opened = self._take(segment.first_event_id)
+        opened = self._take(segment.first_event_id) if size <= NOWAIT_BYTES_MAX else None
         if opened is not None:
             try:
                 data = self._disk.read_nowait(opened.file, size, offset)

@@ -1,0 +1,47 @@
+"""The benchmarks work; what they say is not looked at, for this machine may be busy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[1]
+GOALS = 5
+
+
+def run_benchmarks(directory: Path, *options: str) -> str:
+    """What the benchmarks print, at a hundredth of their size."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks",
+        "--scale",
+        "0.01",
+        "--rounds",
+        "2",
+        "--directory",
+        str(directory),
+    ]
+    done = subprocess.run([*command, *options], cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_goal_is_measured(tmp_path: Path) -> None:
+    found: dict[str, Any] = json.loads(run_benchmarks(tmp_path, "--json"))
+    assert len([result for result in found["results"] if result["goal"]]) == GOALS
+    assert all(result["ours_median"] > 0 and result["peer_median"] > 0 for result in found["results"])
+
+
+def test_the_results_are_a_table(tmp_path: Path) -> None:
+    printed = run_benchmarks(tmp_path, "--only", "1")
+    assert "| one durable append at a time, p50 | aiostore |" in printed
+    assert "| write + fdatasync |" in printed
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    run_benchmarks(tmp_path, "--only", "3")
+    assert not list(tmp_path.iterdir())
