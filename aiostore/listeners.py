@@ -95,6 +95,11 @@ class Listeners:
         scope = _scope.get()
         return scope is not None and scope.active and scope.owner is self
 
+    @property
+    def delivering(self) -> bool:
+        """Whether there is anything in the backlog."""
+        return self._task is not None
+
     def put(self, commit: Commit) -> None:
         """Take a commit into the backlog."""
         if not self.registered and not self._backlog:

@@ -124,6 +124,8 @@ class EventStore(AsyncResource):
         if self._state in (_State.NEW, _State.FORKED):
             self._state = _State.CLOSED
         if self._state is _State.CLOSED:
+            if self._closing is not None:
+                self._closing.result()
             return
         self._check_loop()
         if self._opening is not None and not self._opening.done():

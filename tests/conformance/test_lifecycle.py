@@ -322,7 +322,7 @@ async def test_a_reader_and_a_subscription_belong_to_the_store_s_loop(store: Eve
     await store.append("s", "T", {})
     for iterator in (store.read_all(), store.subscribe()):
         with pytest.raises(WrongLoop):
-            await asyncio.to_thread(in_another_loop, lambda _, iterator=iterator: anext(iterator), store)
+            await asyncio.to_thread(asyncio.run, iterator.__anext__())
 
 
 async def test_a_store_may_be_made_outside_of_the_loop_that_opens_it() -> None:

@@ -26,7 +26,7 @@ from aiostore import (
     Subscription,
 )
 from aiostore.inbox import Interest
-from tests.scheduler import running, take, until, waiting
+from tests.scheduler import running, take, turns, until, waiting
 
 OpenStore = Callable[..., Awaitable[EventStore]]
 
@@ -630,6 +630,19 @@ async def test_its_own_aclose_ends_it_quietly_while_another_task_reads_history(o
         await subscription.aclose()
         with pytest.raises(StopAsyncIteration):
             await step
+
+
+async def test_a_subscription_closed_while_it_reads_history_does_not_go_live(store: EventStore) -> None:
+    await fill(store, 20)
+    for count in range(6):
+        subscription = store.subscribe(queue_size=1)
+        step = asyncio.ensure_future(anext(subscription))
+        await turns(count)
+        await subscription.aclose()
+        async with running(step):
+            await asyncio.wait([step])
+        assert not subscription.is_live
+        assert "live subscriptions=0" in repr(store)
 
 
 async def test_aclose_from_on_live_ends_it_quietly(store: EventStore) -> None:
