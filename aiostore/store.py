@@ -86,13 +86,16 @@ class EventStore(AsyncResource):
     async def open(
         cls, location: Location = None, *, limits: Limits | None = None, clock: Clock = utc_now, **options: Any
     ) -> Self:
-        """A store that is open; the parameters are those of the class. Close it with `aclose`.
+        """A store that is open; the parameters are those of the class. Close it with `aclose` or ``async with``.
 
         Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, `EngineUnavailable`.
         """
         return await cls(location, limits=limits, clock=clock, **options).__aenter__()
 
     async def __aenter__(self) -> Self:
+        if self._state is _State.OPEN:  # as `async with await EventStore.open(…)` finds it
+            self._check_loop()
+            return self
         if self._state is not _State.NEW:
             raise StoreClosed(f"this store is {self._state.value}; a store object is opened once, make another")
         self._state = _State.OPENING

@@ -116,10 +116,15 @@ async def test_closing_a_store_that_was_never_opened_does_nothing() -> None:
         await store.head()
 
 
-async def test_a_store_object_is_opened_once(store: EventStore) -> None:
+async def test_an_open_store_can_be_used_with_async_with_which_closes_it(store: EventStore) -> None:
+    async with store as same:
+        assert same is store
+        assert await store.head() == 0
     with pytest.raises(StoreClosed):
-        await store.__aenter__()
-    assert await store.head() == 0
+        await store.head()
+
+
+async def test_a_store_object_is_opened_once(store: EventStore) -> None:
     await store.aclose()
     with pytest.raises(StoreClosed):
         await store.__aenter__()

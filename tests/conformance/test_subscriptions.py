@@ -141,8 +141,8 @@ async def test_a_subscription_goes_from_history_to_live_without_a_gap_whatever_t
     open_store: OpenStore,
 ) -> None:
     # The n-th subscription begins n turns of the loop into a run of appends.
-    for turns in range(30):
-        store = await open_store(limits=NO_RING if turns % 2 else Limits())
+    for count in range(30):
+        store = await open_store(limits=NO_RING if count % 2 else Limits())
         await fill(store, 3)
 
         async def append(store: EventStore = store) -> None:
@@ -150,8 +150,7 @@ async def test_a_subscription_goes_from_history_to_live_without_a_gap_whatever_t
                 await store.append("s", "E", {"n": n})
 
         appending = asyncio.create_task(append())
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await turns(count)
         async with store.subscribe(queue_size=2) as subscription:
             assert await take(subscription, 13) == list(range(1, 14))
         await appending
@@ -622,18 +621,17 @@ async def test_its_own_aclose_ends_it_quietly_while_another_task_reads_history(o
     store = await open_store(limits=NO_RING)
     await fill(store, 20)
     await fill(store, 20)
-    for turns in range(6):
+    for count in range(6):
         subscription = store.subscribe(query=Query.where(types="never"))
         step = asyncio.ensure_future(anext(subscription))
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await turns(count)
         await subscription.aclose()
         with pytest.raises(StopAsyncIteration):
             await step
 
 
 async def test_a_subscription_closed_while_it_reads_history_does_not_go_live(store: EventStore) -> None:
-    await fill(store, 20)
+    await fill(store, 1)
     for count in range(6):
         subscription = store.subscribe(queue_size=1)
         step = asyncio.ensure_future(anext(subscription))
@@ -713,8 +711,7 @@ async def test_a_consumer_task_that_nobody_references_survives_a_collection_and_
     # The loop holds tasks weakly; here nobody else holds them.
     asyncio.create_task(consume())  # noqa: RUF006
     await until(lambda: "live subscriptions=1" in repr(store))
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await turns(5)
     gc.collect()
     await fill(store, 1)
     await until(lambda: seen == [1])

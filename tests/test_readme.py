@@ -1,0 +1,61 @@
+"""The README's Python runs as it stands there, in order, in one directory."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiostore import AppendCondition, Event, EventStore, NewEvent, Query, StreamAppend
+
+README = Path(__file__).parent.parent / "README.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+async def run(snippet: str, names: dict[str, Any]) -> None:
+    """Run a snippet that may await at its top level, as a notebook does."""
+    code = compile(snippet, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    result = eval(code, names)
+    if inspect.isawaitable(result):
+        await result
+
+
+def test_the_first_snippet_runs_as_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second time, the first event is history
+        exec(compile(SNIPPETS[0], "README.md", "exec"), {})
+        assert capsys.readouterr().out == "1 order-1 1 OrderPlaced {'sku': 'A-17', 'quantity': 2}\n"
+
+
+async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with await EventStore.open("orders/") as store:
+        names: dict[str, Any] = {
+            "AppendCondition": AppendCondition,
+            "Event": Event,
+            "NewEvent": NewEvent,
+            "Query": Query,
+            "StreamAppend": StreamAppend,
+            "position": 0,
+            "store": store,
+        }
+        await store.append_batch("account-1", [("Deposited", {"amount": n}) for n in range(7)])
+        for snippet in SNIPPETS[1:]:
+            try:
+                async with asyncio.timeout(0.5) as limit:
+                    await run(snippet, names)
+            except TimeoutError:
+                assert limit.expired()
+                assert "subscribe(" in snippet, "only a subscription has no end"
+        head = await store.head()
+        assert names["position"] == head
+        assert [event.event_type for event in names["last_ten"]][:2] == ["CheckedOut", "Deposited"]
+        assert names["listener"].error is None
+        assert names["events"].height == head
