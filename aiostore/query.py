@@ -79,6 +79,9 @@ class Query:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a Query is immutable")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a Query is immutable")
+
     def __reduce__(self) -> tuple[type[Query], tuple[QueryItem, ...]]:
         return (Query, self.items)
 
@@ -105,5 +108,7 @@ class AppendCondition:
     def __post_init__(self) -> None:
         if not isinstance(self.query, Query):
             raise TypeError(f"the query of an AppendCondition must be a Query, not {self.query!r}")
-        if self.after is not None and (not isinstance(self.after, int) or self.after < 0):
+        if self.after is None:
+            return
+        if not isinstance(self.after, int) or isinstance(self.after, bool) or self.after < 0:
             raise ValueError(f"after must be an event_id (0 or more) or None, not {self.after!r}")

@@ -229,6 +229,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     async def _read_history(self) -> None:
         inbox = self._inbox
         await asyncio.sleep(0)  # history that is in memory must not keep the loop to itself
+        if self._closed or self._fanout.closed:
+            return
         if self._fanout.ring.after <= inbox.held:
             self._read_ring()
             return
@@ -239,7 +241,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             query=inbox.interest.query,
         )
         page = await self._engine.read(selection)
-        if not self._closed:
+        if not (self._closed or self._fanout.closed):
             inbox.fill(page.events, selection.up_to if page.cursor is None else page.cursor, shared=False)
 
     def _read_ring(self) -> None:

@@ -231,7 +231,7 @@ class DiskThread(ThreadPoolExecutor):
         try:
             await trip()
         except asyncio.CancelledError as error:
-            if self._last is None or self._last.cancelled():
+            if self._last is None or self._last.cancel():
                 raise
             cancelled = error
             hurry()

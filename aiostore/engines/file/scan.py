@@ -21,12 +21,11 @@ CHUNK_BYTES = 512 * 1024
 DAMAGES_MAX = 1000
 """So many damaged places in one segment are gone past; what comes then counts as one."""
 
-TOKEN_TRIES = 100_000
 TOKEN_BYTES = 256 * 1024 * 1024
-"""So many beginnings of a line in the midst of another, and bytes after them, are tried in one segment.
+"""Lines that begin in the midst of a damaged one are looked for until so many bytes of a segment were checked.
 
-Only damaged lines are searched for them. A payload may hold any number; without a bound, a torn write of many could
-hold up opening for hours. Lines that stand behind a newline are always found.
+A payload may hold any number of what looks like a beginning; without a bound, a torn write of many could hold up
+opening for hours. Lines that stand behind a newline are always found.
 """
 
 EVENT_ID_MAX = 10**19
@@ -67,7 +66,6 @@ class Scan:
         self._defer_after = defer_after
         self._last = segment.first_event_id - 1
         self._more = 0
-        self._tries = TOKEN_TRIES
         self._bytes = TOKEN_BYTES
 
     def run(self) -> None:
@@ -219,11 +217,10 @@ class Scan:
             if text[-CRC_BYTES:].startswith(b',"crc":"'):
                 for match in _TOKEN.finditer(text, 1):
                     at = match.start()
-                    if self._tries <= 0 or self._bytes <= 0:
+                    if self._bytes <= 0:
                         break
                     if not self._is_plausible(int(match[1]), base + begin + at):
                         continue
-                    self._tries -= 1
                     self._bytes -= len(text) - at
                     line = self._valid(text[at:], base + begin + at)
                     if line is not None:
