@@ -116,13 +116,16 @@ def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "even
     parts = [_parts(event, where, index) for index, event in enumerate(events)]
     datas = encode_objects([part[1] for part in parts], lambda index: f"{where}[{index}].data")
     drafts: list[Draft] = []
-    last_type: object = None
     checked_type = ""
+    plain_type: object = None  # a type that was checked; most events of a batch are of few types, without more
     try:
         for (event_type, _, metadata, tags), data in zip(parts, datas, strict=True):
-            if event_type is not last_type or last_type is None:
-                checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
-                last_type = event_type
+            if event_type is plain_type and metadata is None and not tags and len(data) <= limits.event_bytes_max:
+                size = EVENT_OVERHEAD_BYTES + len(data)
+                drafts.append(Draft(checked_type, msgspec.Raw(data), NO_METADATA, (), size))
+                continue
+            checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
+            plain_type = event_type
             drafts.append(_draft(checked_type, data, metadata, tags, limits))
     except InvalidEvent as error:
         raise InvalidEvent(f"{where}[{len(drafts)}].{error.where}", error.reason) from None
@@ -132,7 +135,7 @@ def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "even
 def _parts(event: EventLike, where: str, index: int) -> tuple[Any, Any, Any, Any]:
     if isinstance(event, tuple):
         if len(event) == 2:
-            return (*event, None, ())
+            return event[0], event[1], None, ()
         if len(event) == 3:
             return (*event, ())
     if isinstance(event, NewEvent):

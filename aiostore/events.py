@@ -58,6 +58,7 @@ class Event(
     msgspec.Struct,
     frozen=True,
     eq=False,
+    gc=False,  # half as many collections in a replay; only an event put into its own data would never be freed
     omit_defaults=True,
     rename={"_timestamp": "timestamp", "_data": "data", "_metadata": "metadata"},
 ):

@@ -112,15 +112,25 @@ class _Court:
         return facts.versions[stream_id] if version is None else version
 
     def _pass(self, append: Append, facts: Facts) -> Sequence[Event]:
-        events = []
+        events: list[Event] = []
         event_id, timestamp = self._next_id, self._timestamp
         for part in append.parts:
             stream_id = part.stream_id
             version = self._version(stream_id, facts)
             for draft in part.drafts:
                 version += 1
-                place = (event_id, stream_id, version, draft.event_type, timestamp)
-                events.append(Event(*place, draft.data, draft.metadata, draft.tags))
+                events.append(
+                    Event(
+                        event_id,
+                        stream_id,
+                        version,
+                        draft.event_type,
+                        timestamp,
+                        draft.data,
+                        draft.metadata,
+                        draft.tags,
+                    )
+                )
                 event_id += 1
             self._versions[stream_id] = version
         if events:

@@ -24,13 +24,18 @@ class Ring:
         self._commits: list[Commit] = []
         self._last_ids: list[int] = []
         self._start = 0
+        # The versions of all streams with events in the ring, and of some without: what is older than `_turned` lies in
+        # the second dict, which is dropped when all of that has left the ring. Cheaper than to remove each by itself.
         self._versions: dict[str, int] = {}
+        self._older_versions: dict[str, int] = {}
+        self._turned = head
         self._keys: dict[tuple[str, str], Sequence[Event]] = {}
 
     def add(self, commit: Commit) -> None:
         """Take the next commit in and, where there is no more room, the oldest ones out; the newest always stays."""
+        versions = self._versions
         for event in commit.events:
-            self._versions[event.stream_id] = event.version
+            versions[event.stream_id] = event.version
         if commit.idempotency_key is not None:
             self._keys[commit.events[0].stream_id, commit.idempotency_key] = commit.events
         self.head = commit.events[-1].event_id
@@ -49,15 +54,15 @@ class Ring:
         self._start += 1
         self._bytes -= commit.bytes_estimate
         self.after = commit.events[-1].event_id
-        for event in commit.events:
-            if self._versions.get(event.stream_id) == event.version:
-                del self._versions[event.stream_id]
+        if self.after >= self._turned:
+            self._older_versions, self._versions, self._turned = self._versions, {}, self.head
         if commit.idempotency_key is not None:
             self._keys.pop((commit.events[0].stream_id, commit.idempotency_key), None)
 
     def version(self, stream_id: str) -> int | None:
-        """The version of a stream that has an event in the ring; else None."""
-        return self._versions.get(stream_id)
+        """The version of a stream, None if it is not known; that of a stream with an event in the ring is."""
+        version = self._versions.get(stream_id)
+        return self._older_versions.get(stream_id) if version is None else version
 
     def stored(self, scope: tuple[str, str]) -> Sequence[Event] | None:
         """The events of the commit with this (stream_id, key), if it is in the ring."""

@@ -143,9 +143,11 @@ async def run(dataset: Dataset, options: argparse.Namespace) -> tuple[Board, Sum
             while departures.lag or everything.lag:  # noqa: ASYNC110 (a lag has no event to wait for)
                 await asyncio.sleep(0.05)
             progress.cancel()
+            if sys.stderr.isatty():
+                print(file=sys.stderr)
             for subscription in subscriptions.values():
                 await subscription.aclose()  # its loop ends
-        print(f"\nthe audit fell behind {everything.statistics().fell_behind_count} times", file=sys.stderr)
+        print(f"the audit fell behind {everything.statistics().fell_behind_count} times", file=sys.stderr)
     return board, summary
 
 
