@@ -118,8 +118,8 @@ class Engine(ABC):
     async def open(self) -> Head:
         """Take hold of what is stored, recovering what a crash left; called once, before all else.
 
-        A failed or cancelled `open` leaves nothing held. Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`,
-        `EngineUnavailable`.
+        A failed or cancelled `open` leaves nothing held. Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, and
+        `EngineUnavailable` for whatever else is in the way, a full disk too.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from aiostore.engine import Selection
@@ -38,23 +38,29 @@ class Postings:
 
     def add(self, event: Entry) -> None:
         """Enter the next event; event_ids must come in order."""
-        event_id = event.event_id
-        stream = self._streams.get(event.stream_id)
-        if stream is None:
-            stream = self._streams[event.stream_id] = array("Q")
-        if event.version == len(stream) + 1:
-            stream.append(event_id)
-        else:  # only a damaged log leaves out versions; each stands for the next event that is there
-            stream.extend([event_id] * (event.version - len(stream)))
-        of_type = self._types.get(event.event_type)
-        if of_type is None:
-            of_type = self._types[event.event_type] = array("Q")
-        of_type.append(event_id)
-        for tag in event.tags:
-            of_tag = self._tags.get(tag)
-            if of_tag is None:
-                of_tag = self._tags[tag] = array("Q")
-            of_tag.append(event_id)
+        self.add_all((event,))
+
+    def add_all(self, events: Iterable[Entry]) -> None:
+        """Enter the next events; event_ids must come in order."""
+        streams, types, tags = self._streams, self._types, self._tags
+        for event in events:
+            event_id = event.event_id
+            stream = streams.get(event.stream_id)
+            if stream is None:
+                stream = streams[event.stream_id] = array("Q")
+            if event.version == len(stream) + 1:
+                stream.append(event_id)
+            else:  # only a damaged log leaves out versions; each stands for the next event that is there
+                stream.extend([event_id] * (event.version - len(stream)))
+            of_type = types.get(event.event_type)
+            if of_type is None:
+                of_type = types[event.event_type] = array("Q")
+            of_type.append(event_id)
+            for tag in event.tags:
+                of_tag = tags.get(tag)
+                if of_tag is None:
+                    of_tag = tags[tag] = array("Q")
+                of_tag.append(event_id)
 
     def add_key(self, stream_id: str, key: str, first_event_id: int, events_count: int) -> None:
         """Enter the idempotency key of a commit."""

@@ -8,7 +8,7 @@ JSON codec as aiostore, rows as plain tuples. They have no subscribers, listener
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +67,9 @@ class SqliteStore:
         row: tuple[int, int] = self._db.execute(APPEND, (stream_id, event_type, now(), encode(data))).fetchone()
         return row
 
-    def append_batch(self, stream_id: str, events: Sequence[tuple[str, Any]]) -> None:
+    def append_batch(
+        self, stream_id: str, events: Sequence[tuple[str, Any]], encode: Callable[[Any], bytes | str] = encode
+    ) -> None:
         """Many events of one stream in one transaction."""
         db, timestamp = self._db, now()
         db.execute("BEGIN IMMEDIATE")

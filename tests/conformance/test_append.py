@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 from typing import Any
@@ -156,7 +155,7 @@ async def test_an_acknowledged_event_is_there_for_whoever_asks_next(store: Event
 
 async def test_order_and_numbers_go_on_in_a_store_opened_anew(store: EventStore) -> None:
     events = await store.append_batch("s", [("T", {"n": n}) for n in range(3)])
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         assert await again.head() == 3
         event = await again.append("s", "T", {"n": 3}, expected_version=3)
         assert (event.event_id, event.version) == (4, 4)
@@ -331,6 +330,17 @@ async def test_append_streams_numbers_the_events_in_the_order_given(store: Event
     ]
 
 
+async def test_append_streams_takes_many_streams(store: EventStore) -> None:
+    for version in (1, 2):
+        parts = [StreamAppend(f"s{n}", [("T", {})], version - 1) for n in range(1000)]
+        events = await store.append_streams(parts)
+        assert [(event.stream_id, event.version) for event in events] == [(f"s{n}", version) for n in range(1000)]
+    with pytest.raises(ConcurrencyConflict) as caught:
+        await store.append_streams([StreamAppend(f"s{n}", [("T", {})], 2 if n < 999 else 3) for n in range(1000)])
+    assert caught.value.stream_id == "s999"
+    assert await store.head() == 2000
+
+
 async def test_append_streams_stores_nothing_when_one_stream_conflicts(store: EventStore) -> None:
     await store.append("b", "T", {})
     with pytest.raises(ConcurrencyConflict) as caught:
@@ -460,7 +470,7 @@ async def test_a_commit_has_one_timestamp(open_store: OpenStore) -> None:
 async def test_timestamps_do_not_go_back_when_a_store_is_opened_anew(open_store: OpenStore) -> None:
     store = await open_store(clock=ticking(10))
     await store.append("s", "T", {})
-    async with aclosing(await reopen(store, clock=ticking(5, 11))) as again:
+    async with await reopen(store, clock=ticking(5, 11)) as again:
         await again.append("s", "T", {})
         await again.append("s", "T", {})
         assert await seconds_stored(again) == [10, 10, 11]

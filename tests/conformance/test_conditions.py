@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from copy import deepcopy
+from itertools import permutations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aiostore import (
     AppendCondition,
@@ -20,6 +23,7 @@ from aiostore import (
     StreamAppend,
 )
 from tests.conformance import outcome, reopen
+from tests.conformance.model import Model, Wish, plain, wishes
 from tests.conftest import OpenStore
 
 FREE_SEAT = AppendCondition(Query.where(types="Booked", tags="seat:1"))
@@ -186,8 +190,70 @@ async def test_read_decide_append_loses_no_update(store: EventStore) -> None:
 
 async def test_conditions_hold_in_a_store_opened_anew(store: EventStore) -> None:
     await store.append("s", "Booked", {}, tags=["seat:1"])
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         with pytest.raises(AppendConditionFailed) as caught:
             await again.append("s", "Booked", {}, tags=["seat:1"], condition=FREE_SEAT)
         assert caught.value.event_id == 1
         await again.append("s", "Booked", {}, condition=AppendCondition(FREE_SEAT.query, after=1))
+
+
+# Against a model
+
+REPEATABLE = settings(
+    derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@settings(REPEATABLE, max_examples=40)
+@given(asked=st.lists(wishes, max_size=25), ring_bytes_max=st.sampled_from([1, 600, 4_000_000]))
+async def test_any_appends_come_to_what_the_model_says(
+    open_store: OpenStore, asked: list[Wish], ring_bytes_max: int
+) -> None:
+    async with await open_store(limits=Limits(ring_bytes_max=ring_bytes_max)) as store:
+        model = Model()
+        for wish in asked:
+            assert plain(await outcome(wish.send(store))) == model.append(wish)
+        assert plain(await store.read_all().to_list()) == model.rows
+
+
+@settings(REPEATABLE, max_examples=25)
+@given(asked=st.lists(wishes, max_size=12), asked_later=st.lists(wishes, max_size=12))
+async def test_any_appends_come_to_the_same_in_a_store_opened_anew(
+    open_store: OpenStore, asked: list[Wish], asked_later: list[Wish]
+) -> None:
+    async with await open_store() as store:
+        model = Model()
+        for wish in asked:
+            assert plain(await outcome(wish.send(store))) == model.append(wish)
+        async with await reopen(store) as again:
+            for wish in asked_later:
+                assert plain(await outcome(wish.send(again))) == model.append(wish)
+            assert plain(await again.read_all().to_list()) == model.rows
+
+
+@settings(REPEATABLE, max_examples=40)
+@given(
+    groups=st.lists(st.lists(wishes, max_size=4), max_size=5),
+    ring_bytes_max=st.sampled_from([1, 600, 4_000_000]),
+)
+async def test_concurrent_appends_come_to_what_they_would_one_after_another_in_some_order(
+    open_store: OpenStore, groups: list[list[Wish]], ring_bytes_max: int
+) -> None:
+    async with await open_store(limits=Limits(ring_bytes_max=ring_bytes_max)) as store:
+        models = [Model()]  # one for each order that is possible so far
+        for group in groups:
+            results = [plain(result) for result in await asyncio.gather(*(outcome(wish.send(store)) for wish in group))]
+            models = [after for before in models for after in orders(before, group, results)]
+            assert models
+            models = models[:1] if len({tuple(model.rows) for model in models}) == 1 else models
+        assert plain(await store.read_all().to_list()) in [model.rows for model in models]
+
+
+def orders(before: Model, group: list[Wish], results: list[object]) -> list[Model]:
+    """The models after each order of the group that gives these results."""
+    found = []
+    for order in permutations(range(len(group))):
+        model = deepcopy(before)
+        if all(model.append(group[place]) == results[place] for place in order):
+            found.append(model)
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -187,7 +186,7 @@ async def test_a_key_outlives_the_store_object(store: EventStore) -> None:
     parts = [StreamAppend("a", [("T", {"n": 1})]), StreamAppend("b", [("T", {"n": 2}, {"m": 1})])]
     first = await store.append_streams(parts, idempotency_key="k")
     await store.append("s", "T", {})
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         assert await again.append_streams(parts, idempotency_key="k") == first
         with pytest.raises(IdempotencyConflict) as caught:
             await again.append("a", "T", {"n": 1}, idempotency_key="k")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -173,7 +172,7 @@ async def test_changing_what_was_handed_out_changes_nothing_in_a_store_opened_an
     store: EventStore, way: Callable[..., Any]
 ) -> None:
     await appended(store)
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         for event in await way(again):
             ruin_event(event)
         for other in WAYS:

@@ -214,7 +214,7 @@ async def test_an_append_that_gets_store_closed_is_not_stored_and_one_that_retur
     stored = [result.data["n"] for result in results if isinstance(result, Event)]
     refused = [result for result in results if isinstance(result, StoreClosed)]
     assert len(stored) + len(refused) == 20
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         read = await again.read_all().to_list()
         assert sorted(event.data["n"] for event in read) == [-1, *stored]
 
@@ -227,7 +227,7 @@ async def test_a_long_batch_whose_store_closes_is_refused_or_whole(store: EventS
     await store.aclose()
     result = await append
     stored = 0 if isinstance(result, StoreClosed) else 1600
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         assert await again.head() == stored
 
 
@@ -396,7 +396,7 @@ async def test_a_forked_child_does_no_harm_to_the_store(store: EventStore) -> No
     assert fork(lambda: None) == 0
     later = await store.append("s", "T", {})
     assert await store.read_all().to_list() == [event, later]
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         assert await again.read_all().to_list() == [event, later]
 
 

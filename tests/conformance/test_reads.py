@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiostore import END, Event, EventStore, InvalidEvent, NewEvent, Query, QueryItem, StreamAppend
-from tests.conformance import ids
+from tests.conformance import ids, outcome, reopen
 from tests.conftest import OpenStore
 
 STREAMS = ("cart-1", "cart-2", "cart-10", "user-1", "c")
@@ -203,10 +202,28 @@ async def test_a_long_log_reads_as_the_model_says(store: EventStore, count: int)
     assert await store.read_all(backwards=True).to_list() == events[::-1]
     for stream_id in STREAMS:
         assert await store.read_stream(stream_id).to_list() == model_stream(events, stream_id)
-        backwards = await store.read_stream(stream_id, backwards=True).to_list()
-        assert backwards == model_stream(events, stream_id, backwards=True)
+        reverse = await store.read_stream(stream_id, backwards=True).to_list()
+        assert reverse == model_stream(events, stream_id, backwards=True)
     for query in (Query.where(types="Paid"), Query.where(tags="red") | Query.where(tags=["blue", "sku:1"])):
-        assert await store.read_all(query=query).to_list() == model_all(events, query=query)
+        for backwards in (False, True):
+            found = await store.read_all(query=query, backwards=backwards).to_list()
+            assert found == model_all(events, query=query, backwards=backwards)
+
+
+RARE = [Query.where(stream_prefix="rare"), Query.where(tags="rare"), Query.where(types="Rare", stream_prefix="r")]
+
+
+@pytest.mark.parametrize("query", RARE)
+async def test_a_rare_event_is_found_from_either_end_of_a_long_log(store: EventStore, query: Query) -> None:
+    assert await store.read_all(query=query).to_list() == []
+    rare = [await store.append("rare-1", "Rare", {}, tags=["rare"])]
+    await store.append_batch("s", [("T", {})] * 2500)
+    assert await store.read_all(query=query).to_list() == rare
+    assert await store.read_all(query=query, backwards=True, limit=1).to_list() == rare
+    assert await store.read_all(query=query, after=1).to_list() == []
+    rare += [await store.append("rare-2", "Rare", {}, tags=["rare"])]
+    assert [batch async for batch in store.read_all(query=query).batches(1)] == [[event] for event in rare]
+    assert await store.read_all(query=query, backwards=True).to_list() == rare[::-1]
 
 
 bounds = st.one_of(st.none(), st.integers(0, 70))
@@ -245,6 +262,14 @@ async def sixty(store: EventStore) -> tuple[EventStore, list[Event]]:
     return store, await fill(store, some_events(60))
 
 
+@pytest.fixture
+async def sixty_anew(sixty: tuple[EventStore, list[Event]]) -> AsyncIterator[tuple[EventStore, list[Event]]]:
+    """The same, in a store that was opened anew, where what is stored outlives it."""
+    store, events = sixty
+    async with await reopen(store) as again:
+        yield again, events
+
+
 @settings(REPEATABLE, max_examples=150)
 @given(arguments=all_arguments)
 async def test_any_read_of_all_is_as_the_model_says(
@@ -263,6 +288,16 @@ async def test_any_read_of_a_stream_is_as_the_model_says(
     assert await store.read_stream(stream_id, **arguments).to_list() == model_stream(events, stream_id, **arguments)
 
 
+@settings(REPEATABLE, max_examples=60)
+@given(arguments=all_arguments, stream_id=st.sampled_from(STREAMS), bounds=stream_arguments)
+async def test_any_read_of_a_store_opened_anew_is_as_the_model_says(
+    sixty_anew: tuple[EventStore, list[Event]], arguments: dict[str, Any], stream_id: str, bounds: dict[str, Any]
+) -> None:
+    store, events = sixty_anew
+    assert await store.read_all(**arguments).to_list() == model_all(events, **arguments)
+    assert await store.read_stream(stream_id, **bounds).to_list() == model_stream(events, stream_id, **bounds)
+
+
 new_events = st.tuples(
     st.sampled_from(STREAMS),
     st.builds(
@@ -279,7 +314,7 @@ new_events = st.tuples(
 async def test_any_log_reads_in_batches_as_the_model_says(
     open_store: OpenStore, news: list[tuple[str, NewEvent]], arguments: list[dict[str, Any]], size: int
 ) -> None:
-    async with aclosing(await open_store()) as store:
+    async with await open_store() as store:
         events = await fill(store, news)
         for chosen in arguments:
             batches = [batch async for batch in store.read_all(**chosen).batches(size)]
@@ -440,6 +475,15 @@ async def test_a_read_cancelled_at_any_moment_goes_on_where_it_was(store: EventS
             task.cancel()
             await asyncio.wait([task])
         assert found + await reader.to_list() == events
+
+
+async def test_a_reader_used_by_two_tasks_at_once_gives_nothing_twice(six: EventStore) -> None:
+    reader = six.read_all()
+    results = await asyncio.gather(*(outcome(anext(reader)) for _ in range(3)))
+    found = [result.event_id for result in results if isinstance(result, Event)]
+    assert sorted(set(found)) == sorted(found)
+    assert all(isinstance(result, Event | RuntimeError) for result in results)
+    assert [*sorted(found), *ids(await reader.to_list())] == [1, 2, 3, 4, 5, 6, 7]
 
 
 async def test_many_readers_at_once_each_get_everything(store: EventStore) -> None:

@@ -9,7 +9,6 @@ import datetime as dt
 import enum
 import math
 import types
-from contextlib import aclosing
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -76,6 +75,25 @@ class Pair(NamedTuple):
 
 class Bag(dict[str, Any]):
     pass
+
+
+class FirstOnly(dict[str, Any]):
+    """As a MultiDict: it holds lists, and shows their first elements."""
+
+    def items(self) -> Any:
+        return iter([(key, value[0]) for key, value in super().items()])
+
+
+class Shy(list[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+class ShyPair(tuple[Any, ...]):
+    __slots__ = ()
+
+    def __iter__(self) -> Any:
+        return iter(())
 
 
 class Custom:
@@ -399,9 +417,22 @@ async def test_what_a_text_subclass_stands_for_is_stored_or_refused_never_change
         assert event.data["value"] in ("x", 5, [1, 2])
 
 
+@pytest.mark.parametrize(
+    "value", [FirstOnly(a=[1, math.nan]), FirstOnly(a=[1, {1: 1}]), Shy([math.nan]), ShyPair([{1: 1}]), Shy([{1}])]
+)
+async def test_a_container_is_judged_by_what_it_holds_not_by_its_own_methods(store: EventStore, value: Any) -> None:
+    with pytest.raises(InvalidEvent):
+        await store.append("s", "T", {"value": value})
+
+
+async def test_a_container_is_stored_as_what_it_holds(store: EventStore) -> None:
+    event = await store.append("s", "T", {"a": FirstOnly(a=[1, 2]), "b": Shy([1]), "c": ShyPair([1])})
+    assert event.data == {"a": {"a": [1, 2]}, "b": [1], "c": [1]}
+
+
 async def test_odd_values_come_back_from_a_store_opened_anew(store: EventStore) -> None:
     events = await store.append_batch("s", [("T", {"value": value}, {"value": value}) for value in PLAIN])
-    async with aclosing(await reopen(store)) as again:
+    async with await reopen(store) as again:
         read = await again.read_all().to_list()
         assert read == events
         assert [event.data["value"] for event in read] == PLAIN
@@ -424,7 +455,7 @@ json_objects = st.dictionaries(st.text(), json_values, max_size=5)
 @settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(json_objects, json_objects), min_size=1, max_size=5))
 async def test_any_json_object_is_read_back_equal(open_store: OpenStore, pairs: list[tuple[Any, Any]]) -> None:
-    async with aclosing(await open_store()) as store:
+    async with await open_store() as store:
         events = await store.append_batch("batch", [("T", data, metadata) for data, metadata in pairs])
         events += await asyncio.gather(*(store.append("s", "T", data, metadata=more) for data, more in pairs))
         read = await store.read_all().to_list()

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiostore.engine import Commit
+from aiostore.engine import Commit, Plan
 from aiostore.engines.file import format as fmt
 from aiostore.engines.file.format import Damaged
 from aiostore.events import NO_METADATA, Event
+from tests.file.disks import MemoryDisk
+from tests.file.driver import started
 
 STORE_ID = "000102030405060708090a0b0c0d0e0f"
 TIME = "2026-11-23T04:50:00.123456Z"
@@ -222,3 +224,27 @@ def test_segments_are_named_by_their_first_event() -> None:
     assert fmt.segment_first("00000000000000000007.jsonl") == 7
     for other in ("7.jsonl", "0" * 20 + ".jsonl", "00000000000000000007.idx", "x0000000000000000007.jsonl"):
         assert fmt.segment_first(other) is None
+
+
+async def test_the_files_of_a_small_store() -> None:
+    """Byte for byte: a change here is a change of the format."""
+
+    class Named(MemoryDisk):
+        def process(self) -> tuple[int, str]:
+            return 77, "machine"
+
+    manifest = fmt.encode_manifest(fmt.Manifest(1, 1, STORE_ID, TIME, 1))
+    disk = Named({"/s/aiostore.json": manifest})
+    engine, _ = await started("/s", disk, segment_bytes=300)
+    await engine.commit(Plan(EXAMPLE))
+    await engine.commit(Plan([Commit([Event(4, "cart-1", 3, "Closed", TIME, raw({}))], None)]))
+    await engine.aclose()
+    slots = (b'{"durable":3,"crc":"bfde2bbe"}', b'{"durable":4,"crc":"21babe1d"}')
+    assert disk.files() == {
+        "/s/00000000000000000001.jsonl": GOLDEN,
+        "/s/00000000000000000004.jsonl": b'{"event_id":4,"stream_id":"cart-1","version":3,"event_type":"Closed",'
+        b'"timestamp":"2026-11-23T04:50:00.123456Z","data":{},"crc":"f6c2d2cc"}\n',
+        "/s/aiostore.json": manifest,
+        "/s/head": b"".join(slot.ljust(511) + b"\n" for slot in slots),
+        "/s/lock": b'{"pid":77,"host":"machine"}\n',
+    }

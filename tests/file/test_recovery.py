@@ -12,6 +12,7 @@ import pytest
 
 from aiostore.engine import Commit, Head, Plan
 from aiostore.engines.file import format as fmt
+from aiostore.engines.file import scan
 from aiostore.engines.file.opening import open_to_read
 from aiostore.errors import EngineUnavailable, EngineUnsupported, EventStoreError, StoreCorrupt
 from aiostore.events import Event
@@ -175,6 +176,19 @@ async def test_a_log_that_was_closed_opens_without_a_write() -> None:
     before = story.disk.files()
     assert recovered(story, story.disk, at_least=len(story.events)) == len(story.events)
     assert story.disk.files() == before
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 50, 137, 400, 1000])
+async def test_it_is_all_the_same_where_a_chunk_of_the_scan_ends(
+    chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = await told("fsync")
+    monkeypatch.setattr(scan, "CHUNK_BYTES", chunk_bytes)
+    assert recovered(story, story.disk, at_least=len(story.events)) == len(story.events)
+    writer = opened_to_write(story.disk)
+    keys = [writer.index.postings.commit("three", f"key-{n}") for n in range(4)]
+    assert keys == [(2, 3), (10, 3), (18, 3), (26, 3)]
+    writer.close()
 
 
 class CrashingDisk(MemoryDisk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 from zlib import crc32
 
@@ -146,59 +147,89 @@ class Scan:
                 return position, reason
 
     def _take(self, lines: list[bytes], position: int) -> tuple[int, str]:
-        """`_walk` through some lines. All that a lone event takes is here: this loop is what opening costs."""
-        segment, postings = self.segment, self._index.postings
-        seed, starts, enter = segment.seed, segment.starts, postings.add
-        straight = not self.damages
-        durable, last, reason = self.durable, self._last, ""
-        entered: Line | None = None
-        for text in lines:
+        """`_walk` through some lines."""
+        at, tried = 0, False
+        while at < len(lines):
+            if not tried and not self.later:  # where a commit goes on from the last lines, it is ended first
+                tried = True
+                taken = self._take_at_once(lines[at:], position)
+                position += sum(map(len, lines[at : at + taken])) + taken
+                at += taken
+                continue
+            text = lines[at]
             end = position + len(text) + 1
             if text:
-                if text[-18:] != b',"crc":"%08x"}' % crc32(text[:-18], seed):
-                    reason = "the checksum does not hold"
-                    break
+                if not checksum_holds(text, self.segment.seed):
+                    return position, "the checksum does not hold"
                 try:
                     line = decode_line(text)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     self.undecodable = True
-                    reason = f"the checksum holds, but it is not a line: {error}"
-                    break
-                if line.event_id != last + 1:
-                    reason = f"event {line.event_id} stands where {last + 1} must"
-                    break
-                if straight and not line.more and not self._more and last < self._defer_after:
-                    starts.append(position)
-                    segment.end = end
-                    enter(line)
-                    entered = line
-                    if line.key is not None:
-                        postings.add_key(line.stream_id, line.key, line.event_id, 1)
-                else:
-                    reason = self._hold_back(Placed(line, position, end), straight)
-                    if reason:
-                        break
-                last += 1
-                if last - 1 - line.unsynced > durable:
-                    durable = last - 1 - line.unsynced
-            elif straight and not self.later:
-                segment.end = end
+                    return position, f"the checksum holds, but it is not a line: {error}"
+                reason = self._take_one(Placed(line, position, end))
+                if reason:
+                    return position, reason
+            elif not self.damages and not self.later:
+                self.segment.end = end
             position = end
-        if entered is not None and entered.event_id > self._index.head.event_id:
-            self._index.head = Head(entered.event_id, entered.timestamp)
-        self.durable, self._last = durable, last
-        return position, reason
+            at += 1
+        return position, ""
 
-    def _hold_back(self, placed: Placed, straight: bool) -> str:
-        """Take in a line that is not a commit by itself, or not to be entered yet; says why if it is not valid."""
+    def _take_at_once(self, lines: list[bytes], position: int) -> int:
+        """Enter the whole commits that the lines begin with, if all is as it should be; says how many lines that are.
+
+        This is what opening costs: the same as taking one line after the other, in a third less time.
+        """
+        segment, first = self.segment, self._last + 1
+        if self.damages or self._last + len(lines) > self._defer_after:
+            return 0
+        seed = segment.seed
+        for text in lines:
+            if text[-18:] != b',"crc":"%08x"}' % crc32(text[:-18], seed):
+                return 0
+        try:
+            taken = list(map(decode_line, lines))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return 0  # reported by who takes one after the other
+        if [line.event_id for line in taken] != list(range(first, first + len(taken))):
+            return 0
+        mores = [line.more for line in taken]
+        if any(mores):
+            if any(more and after != more - 1 for more, after in pairwise(mores)):
+                return 0
+            while mores and mores[-1]:
+                mores.pop()
+            del taken[len(mores) :]
+        keyed = [line for line in taken if line.key is not None]
+        if not taken or any(line.event_id > first and mores[line.event_id - first - 1] for line in keyed):
+            return 0
+        starts = list(accumulate([len(text) + 1 for text in lines[: len(taken)]], initial=position))
+        segment.end = starts.pop()
+        segment.starts.extend(starts)
+        postings = self._index.postings
+        postings.add_all(taken)
+        for line in keyed:
+            assert line.key is not None
+            postings.add_key(line.stream_id, line.key, line.event_id, line.more + 1)
+        self._index.head = Head(taken[-1].event_id, taken[-1].timestamp)
+        self._last = taken[-1].event_id
+        self.durable = max(self.durable, max([line.event_id - line.unsynced for line in taken]) - 1)
+        return len(taken)
+
+    def _take_one(self, placed: Placed) -> str:
+        """Take in a line whose checksum holds, and enter the commit that it ends; says why if it is not valid."""
         line = placed.line
+        if line.event_id != self._last + 1:
+            return f"event {line.event_id} stands where {self._last + 1} must"
         if self._more and line.more != self._more - 1:
             return f"{line.more} more events of the commit are announced where {self._more - 1} must be"
         if self._more and line.key is not None:
             return "a key in the midst of a commit"
+        self._last = line.event_id
         self._more = line.more
+        self.durable = max(self.durable, line.event_id - 1 - line.unsynced)
         self.later.append(placed)
-        if straight and not line.more and line.event_id <= self._defer_after:
+        if not self.damages and not line.more and line.event_id <= self._defer_after:
             self.enter_later()
         return ""
 

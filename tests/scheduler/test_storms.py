@@ -1,0 +1,90 @@
+"""Storms by seed: whatever the order in which things happen, the promises hold.
+
+AIOSTORE_SEEDS says how many; AIOSTORE_SEED=n runs seed n alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.scheduler.engines import FULL_EVERY, restless_files, restless_memory
+from tests.scheduler.loop import Order, SeededLoop
+from tests.scheduler.storm import Storm
+
+SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("2000" if os.environ.get("CI") == "true" else "200"))
+CHUNKS = 20
+FILES_EVERY = 5
+"""One storm of so many is over an embedded log, the others are over memory."""
+
+
+def rage(seed: int, directory: Path) -> str:
+    """The storm of the seed; what was noted in it, in short."""
+    chance = random.Random(seed)
+    place = (restless_memory if seed % FILES_EVERY else restless_files)(chance, directory, FULL_EVERY)
+    loop = SeededLoop(seed, chance.choice(list(Order)))
+    storm = Storm(chance, place)
+    try:
+        log = loop.play(storm.run())
+    except BaseException as error:
+        raise AssertionError(f"seed {seed}, {loop.order.value}: {error!r}; again with AIOSTORE_SEED={seed}") from error
+    stored = [(event.stream_id, event.data, event.tags) for event in log]
+    followed = [(following.position, len(following.got)) for following in storm.notes.followings]
+    noted = (stored, storm.notes.calls, followed, loop.time())
+    return hashlib.sha256(repr(noted).encode()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Handlers that raise are logged, in storms as elsewhere; only what is critical must not be."""
+    caplog.set_level(logging.CRITICAL, logger="aiostore")
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    assert not caplog.records
+
+
+def chosen_seeds(chunk: int) -> Sequence[int]:
+    """The seeds of a chunk."""
+    alone = os.environ.get("AIOSTORE_SEED")
+    if alone is not None:
+        return [int(alone)] if int(alone) % CHUNKS == chunk else []
+    return range(chunk, SEEDS, CHUNKS)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_the_promises_hold_in_every_storm(chunk: int, tmp_path: Path) -> None:
+    for seed in chosen_seeds(chunk):
+        rage(seed, tmp_path / str(seed))
+        gc.collect()  # a task that was left behind makes itself heard
+
+
+def test_a_seed_has_the_same_storm_again_also_in_another_process(tmp_path: Path) -> None:
+    seeds = range(15)
+    noted = [rage(seed, tmp_path / str(seed)) for seed in seeds]
+    assert len(set(noted)) == len(seeds)
+    program = (
+        "import logging, pathlib, sys; from tests.scheduler.test_storms import rage; logging.disable()\n"
+        "for seed in map(int, sys.argv[2:]): print(rage(seed, pathlib.Path(sys.argv[1], str(seed))))"
+    )
+    again = tmp_path / "again"
+    again.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program, again, *map(str, seeds)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == noted

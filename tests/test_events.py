@@ -1,0 +1,180 @@
+"""Events as values: read-only, equal by what is stored, copied, pickled and told as JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from aiostore import END, NO_STREAM, STREAM_EXISTS, Event, EventStore, NewEvent, StreamAppend
+from aiostore.events import version_matches
+
+NOON = datetime(2026, 1, 2, 12, 0, 0, 5, tzinfo=UTC)
+FIELDS = ["event_id", "stream_id", "version", "event_type", "timestamp", "data", "metadata", "tags"]
+
+
+async def events() -> list[Event]:
+    """An event with everything, and one with nothing beside its data."""
+    async with EventStore(clock=lambda: NOON) as store:
+        return await store.append_batch(
+            "cart-1", [NewEvent("ItemAdded", {"sku": "A", "n": [1]}, {"user": 7}, ["a", "b"]), NewEvent("Left", {})]
+        )
+
+
+COPIES: dict[str, Callable[[Event], Event]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{f"pickle {n}": lambda event, n=n: pickle.loads(pickle.dumps(event, n)) for n in range(2, 6)},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("decoded", [False, True])
+async def test_copies_are_equal_and_whole(way: Callable[[Event], Event], decoded: bool) -> None:
+    for event in await events():
+        if decoded:
+            assert event.data is event.data
+            assert event.metadata is event.metadata
+        copied = way(event)
+        assert copied is not event
+        assert copied == event
+        assert hash(copied) == hash(event)
+        assert copied.to_dict() == event.to_dict()
+        assert (copied.data, copied.metadata) == (event.data, event.metadata)
+
+
+async def test_deep_copies_and_pickles_share_nothing() -> None:
+    event, _ = await events()
+    for way in (copy.deepcopy, COPIES["pickle 5"]):
+        copied = way(event)
+        copied.data["n"].append(2)
+        assert event.data == {"sku": "A", "n": [1]}
+
+
+@pytest.mark.parametrize("name", [*FIELDS, "nothing", "_data", "_timestamp"])
+async def test_events_are_read_only(name: str) -> None:
+    event, _ = await events()
+    with pytest.raises(AttributeError):
+        setattr(event, name, 1)
+    with pytest.raises(AttributeError):
+        delattr(event, name)
+
+
+async def test_to_dict_has_the_eight_fields() -> None:
+    event, bare = await events()
+    assert event.to_dict() == {
+        "event_id": 1,
+        "stream_id": "cart-1",
+        "version": 1,
+        "event_type": "ItemAdded",
+        "timestamp": NOON,
+        "data": {"sku": "A", "n": [1]},
+        "metadata": {"user": 7},
+        "tags": ("a", "b"),
+    }
+    assert list(event.to_dict()) == list(bare.to_dict()) == FIELDS
+    assert (bare.to_dict()["metadata"], bare.to_dict()["tags"]) == ({}, ())
+
+
+async def test_to_json_is_one_line_named_as_in_the_log() -> None:
+    event, bare = await events()
+    assert event.to_json() == (
+        b'{"event_id":1,"stream_id":"cart-1","version":1,"event_type":"ItemAdded",'
+        b'"timestamp":"2026-01-02T12:00:00.000005Z","data":{"sku":"A","n":[1]},"metadata":{"user":7},"tags":["a","b"]}'
+    )
+    assert list(json.loads(bare.to_json())) == FIELDS
+    assert b"\n" not in event.to_json()
+
+
+async def test_attributes_and_dict_say_the_same() -> None:
+    for event in await events():
+        assert {name: getattr(event, name) for name in FIELDS} == event.to_dict()
+
+
+async def test_data_is_decoded_once() -> None:
+    event, _ = await events()
+    assert event.data is event.data
+    assert event.metadata is event.metadata
+
+
+async def test_the_timestamp_is_an_aware_datetime_in_utc() -> None:
+    event, _ = await events()
+    assert event.timestamp == NOON
+    assert event.timestamp.tzinfo is UTC
+
+
+async def test_events_are_equal_by_all_that_is_stored() -> None:
+    same, again = await events(), await events()
+    assert same == again
+    assert same[0] != same[1]
+    assert same[0] != same[0].to_dict()
+    assert len({*same, *again}) == 2
+    same[0].data["sku"] = "changed in this shell only"
+    assert same == again
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("cart-1", "ItemAdded", {"sku": "B"}, {"user": 7}, ["a"]),
+        ("cart-1", "Other", {"sku": "A"}, {"user": 7}, ["a"]),
+        ("cart-2", "ItemAdded", {"sku": "A"}, {"user": 7}, ["a"]),
+        ("cart-1", "ItemAdded", {"sku": "A"}, {"user": 8}, ["a"]),
+        ("cart-1", "ItemAdded", {"sku": "A"}, None, ["a"]),
+        ("cart-1", "ItemAdded", {"sku": "A"}, {"user": 7}, ["b"]),
+        ("cart-1", "ItemAdded", {"sku": True}, {"user": 7}, ["a"]),
+    ],
+)
+async def test_events_that_differ_in_anything_are_not_equal(other: tuple[str, str, object, object, list[str]]) -> None:
+    async def stored(stream_id: str, event_type: str, data: object, metadata: object, tags: list[str]) -> Event:
+        async with EventStore(clock=lambda: NOON) as store:
+            return await store.append(stream_id, event_type, data, metadata=metadata, tags=tags)
+
+    event = await stored("cart-1", "ItemAdded", {"sku": "A"}, {"user": 7}, ["a"])
+    assert event != await stored(*other)
+    assert event == await stored("cart-1", "ItemAdded", {"sku": "A"}, {"user": 7}, ["a"])
+
+
+async def test_repr_tells_what_is_in_it() -> None:
+    event, bare = await events()
+    assert repr(event) == (
+        "Event(1, 'cart-1' v1, 'ItemAdded', 2026-01-02T12:00:00.000005Z, data={'sku': 'A', 'n': [1]}, "
+        "metadata={'user': 7}, tags=('a', 'b'))"
+    )
+    assert repr(bare) == "Event(2, 'cart-1' v2, 'Left', 2026-01-02T12:00:00.000005Z, data={})"
+
+
+async def test_html_is_escaped() -> None:
+    async with EventStore() as store:
+        event = await store.append("<b>", "T", {"x": "<script>"}, tags=["&"])
+    shown = event._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "&lt;b&gt;" in shown
+
+
+def test_sentinels_show_their_names_and_stay_themselves() -> None:
+    for sentinel, name in ((STREAM_EXISTS, "STREAM_EXISTS"), (END, "END")):
+        assert repr(sentinel) == name
+        assert copy.copy(sentinel) is copy.deepcopy(sentinel) is pickle.loads(pickle.dumps(sentinel)) is sentinel
+    assert NO_STREAM == 0
+
+
+@pytest.mark.parametrize(
+    ("expected", "versions"),
+    [(None, [0, 1, 2]), (NO_STREAM, [0]), (1, [1]), (2, [2]), (3, []), (STREAM_EXISTS, [1, 2])],
+)
+def test_version_matches(expected: int | None, versions: list[int]) -> None:
+    assert [version for version in range(3) if version_matches(expected, version)] == versions
+
+
+@pytest.mark.parametrize("value", [NewEvent("T", {"a": 1}, None, ("t",)), StreamAppend("s", [("T", {})], 1)])
+def test_what_is_appended_is_a_frozen_value(value: NewEvent | StreamAppend) -> None:
+    assert pickle.loads(pickle.dumps(value)) == copy.copy(value) == value
+    for name in value.__slots__:
+        with pytest.raises(AttributeError):
+            setattr(value, name, "other")

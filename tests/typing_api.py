@@ -1,0 +1,213 @@
+"""The whole public API as type checkers see it. Checked by them and never run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, assert_type
+
+from aiostore import (
+    END,
+    NO_STREAM,
+    STREAM_EXISTS,
+    AppendCondition,
+    AppendConditionFailed,
+    ConcurrencyConflict,
+    Engine,
+    EngineUnavailable,
+    EngineUnsupported,
+    Event,
+    EventStore,
+    EventStoreError,
+    IdempotencyConflict,
+    InvalidEvent,
+    Limits,
+    Listener,
+    NewEvent,
+    OutcomeUnknown,
+    Query,
+    QueryItem,
+    Reader,
+    SlowSubscriber,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFailed,
+    StoreFull,
+    StoreLocked,
+    StreamAppend,
+    Subscription,
+    SubscriptionStatistics,
+    WrongLoop,
+)
+
+
+@dataclass
+class ItemAdded:
+    sku: str
+
+
+async def opening(engine: Engine, directory: os.PathLike[str]) -> None:
+    assert_type(EventStore(), EventStore)
+    EventStore(None)
+    EventStore("orders/", durability="os", mode="r", segment_bytes=1024)
+    EventStore(Path("orders"), limits=Limits(event_bytes_max=1024), clock=lambda: datetime.now(UTC))
+    EventStore(directory)
+    EventStore(engine)
+    EventStore(5)  # type: ignore[arg-type]
+    assert_type(await EventStore.open("orders/"), EventStore)
+    async with EventStore() as store:
+        assert_type(store, EventStore)
+    async with await EventStore.open(limits=Limits()) as opened:
+        assert_type(opened, EventStore)
+    assert_type(await store.aclose(), None)
+
+
+async def appending(store: EventStore, events: Iterable[NewEvent]) -> None:
+    event = await store.append(
+        "s",
+        "T",
+        {"n": 1},
+        metadata={"user": 7},
+        tags=["a"],
+        expected_version=3,
+        condition=AppendCondition(Query.where(types=["T"]), after=5),
+        idempotency_key="k",
+    )
+    assert_type(event, Event)
+    await store.append("s", "T", ItemAdded("A"), expected_version=NO_STREAM)
+    await store.append("s", "T", {}, expected_version=STREAM_EXISTS)
+    await store.append("s", "T", {}, tags={"a", "b"})
+    await store.append("s", "T")  # type: ignore[call-arg]
+    await store.append(1, "T", {})  # type: ignore[arg-type]
+    await store.append("s", "T", {}, expected_version="1")  # type: ignore[arg-type]
+    await store.append("s", "T", {}, expected_version=END)  # type: ignore[arg-type]
+    await store.append("s", "T", {}, {})  # type: ignore[call-arg]
+
+    assert_type(await store.append_batch("s", [("T", {"n": 1}), ("T", {}, {}), NewEvent("T", {})]), list[Event])
+    await store.append_batch("s", events, expected_version=0, condition=None, idempotency_key="k")
+    await store.append_batch("s", [("T",)])  # type: ignore[list-item]
+
+    parts: Sequence[StreamAppend] = [
+        StreamAppend("a", [("T", {})]),
+        StreamAppend("b", [NewEvent("T", ItemAdded("A"), metadata=None, tags=("t",))], expected_version=STREAM_EXISTS),
+    ]
+    assert_type(await store.append_streams(parts, condition=None, idempotency_key=None), list[Event])
+    await store.append_streams([("a", [])])  # type: ignore[list-item]
+
+
+async def reading(store: EventStore) -> None:
+    reader = store.read_stream("s", from_version=2, to_version=5, backwards=True, limit=10)
+    assert_type(reader, Reader)
+    async for event in reader:
+        assert_type(event, Event)
+    assert_type(await anext(reader), Event)
+    assert_type(reader.batches(), AsyncIterator[list[Event]])
+    async for batch in store.read_all(after=1, up_to=None, query=Query(), backwards=False, limit=None).batches(100):
+        assert_type(batch, list[Event])
+    assert_type(await reader.to_list(), list[Event])
+    assert_type(reader.head, int)
+    assert_type(reader.version, int)
+    assert_type(await store.stream_version("s"), int)
+    assert_type(await store.head(), int)
+    store.read_all(after=END)  # type: ignore[arg-type]
+    store.read_all(query="T")  # type: ignore[arg-type]
+
+
+def what_an_event_is(event: Event) -> None:
+    assert_type(event.event_id, int)
+    assert_type(event.stream_id, str)
+    assert_type(event.version, int)
+    assert_type(event.event_type, str)
+    assert_type(event.data, dict[str, Any])
+    assert_type(event.timestamp, datetime)
+    assert_type(event.metadata, dict[str, Any])
+    assert_type(event.tags, tuple[str, ...])
+    assert_type(event.to_dict(), dict[str, Any])
+    assert_type(event.to_json(), bytes)
+    event.version = 2  # type: ignore[misc]
+
+
+async def subscribing(store: EventStore) -> None:
+    async def when_live(subscription: Subscription) -> None:
+        assert_type(subscription.position, int)
+
+    subscription = store.subscribe(stream_id="s", query=Query.where(tags="t"), after=END, queue_size=10, on_slow="wait")
+    assert_type(subscription, Subscription)
+    async with subscription as entered:
+        assert_type(entered, Subscription)
+        async for event in entered:
+            assert_type(event, Event)
+    async with store.subscribe(after=5, on_slow="fail", on_live=when_live) as live:
+        async for batch in live.batches(max_events=10):
+            assert_type(batch, list[Event])
+    store.subscribe(on_slow="catch_up", on_live=lambda subscription: None)
+    store.subscribe(on_slow="hurry")  # type: ignore[arg-type]
+    store.subscribe(after=None)  # type: ignore[arg-type]
+    assert_type(subscription.lag, int)
+    assert_type(subscription.is_live, bool)
+    statistics = subscription.statistics()
+    assert_type(statistics, SubscriptionStatistics)
+    assert_type(statistics.position, int)
+    assert_type(statistics.is_live, bool)
+    assert_type(await subscription.aclose(), None)
+
+
+def listening(store: EventStore) -> None:
+    async def handler(events: list[Event]) -> None:
+        assert_type(events[0], Event)
+
+    def plain(events: list[Event]) -> None: ...
+
+    listener = store.on_commit(handler)
+    assert_type(listener, Listener)
+    assert_type(store.on_commit(handler, wait=False), Listener)
+    assert_type(listener.close(), None)
+    assert_type(listener.error, BaseException | None)
+    store.on_commit(plain)  # type: ignore[arg-type]
+
+
+def asking() -> None:
+    query = Query(QueryItem(types=("A",), tags=("x",), stream_prefix="cart-"))
+    assert_type(query, Query)
+    assert_type(query | Query.where(types="A", tags=["x"], stream_prefix=None), Query)
+    assert_type(query.items, tuple[QueryItem, ...])
+    assert_type(AppendCondition(query), AppendCondition)
+    AppendCondition(query, after=END)  # type: ignore[arg-type]
+    query | "A"  # type: ignore[operator]
+
+
+def failing(error: EventStoreError) -> None:
+    match error:
+        case ConcurrencyConflict():
+            assert_type(error.stream_id, str)
+            assert_type(error.actual, int)
+        case AppendConditionFailed():
+            assert_type(error.event_id, int)
+        case InvalidEvent():
+            assert_type(error.where, str)
+            assert_type(error.reason, str)
+            value_error: ValueError = error
+            del value_error
+        case IdempotencyConflict():
+            assert_type(error.idempotency_key, str)
+        case StoreLocked():
+            assert_type(error.pid, int)
+        case StoreCorrupt():
+            assert_type((error.path, error.offset), tuple[str, int])
+        case StoreFailed() | StoreFull():
+            assert_type(error.reason, str)
+        case SlowSubscriber():
+            assert_type(error.position, int)
+        case StoreClosed() | WrongLoop() | OutcomeUnknown() | EngineUnavailable() | EngineUnsupported():
+            assert_type(str(error), str)
+
+
+def limits_and_sentinels() -> None:
+    assert_type(Limits(queue_bytes_max=1024).queue_bytes_max, int)
+    assert_type(NO_STREAM, Literal[0])
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)  # noqa: E731
+    EventStore(clock=clock)
+    Limits(1024)  # type: ignore[call-arg]
