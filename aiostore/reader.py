@@ -52,7 +52,7 @@ class Reader(AsyncIterator[Event]):
 
     The read starts with the first of these and ends at the head as of then: what is appended meanwhile is not in it.
     Memory is bounded by one page. Raises `StoreCorrupt` where stored bytes are damaged, `StoreClosed`, `WrongLoop`.
-    Cancelled and called again, it goes on where it was.
+    Cancelled and called again, it goes on where it was. One task at a time: RuntimeError for a second.
     """
 
     def __init__(self, engine: Engine, selection: Selection, limit: int | None, check: Callable[[], None]) -> None:
@@ -63,6 +63,7 @@ class Reader(AsyncIterator[Event]):
         self._started: tuple[int, int] | None = None
         self._cursor: int | None = None
         self._done = False
+        self._reading = False
         self._page: list[Event] = []  # in reverse, so that the next event is popped off its end
 
     @property
@@ -105,6 +106,15 @@ class Reader(AsyncIterator[Event]):
 
     async def _turn(self, max_events: int) -> bool:
         """Read the next page that is not empty; False at the end."""
+        if self._reading:
+            raise RuntimeError("another task is using this reader; make one for each")
+        self._reading = True
+        try:
+            return await self._find_page(max_events)
+        finally:
+            self._reading = False
+
+    async def _find_page(self, max_events: int) -> bool:
         while not self._page and not self._done:
             await asyncio.sleep(0)  # what comes from memory must not keep the loop to itself
             self._check()

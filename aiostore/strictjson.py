@@ -137,8 +137,10 @@ def _check(value: Any, where: str, depth: int) -> None:
 def _children(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         return _items(value, where)
+    # The encoder takes what a container holds, whatever a subclass says of itself; so does this.
     if isinstance(value, list | tuple):
-        return ((f"{where}[{index}]", child) for index, child in enumerate(value))
+        held = list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value)
+        return ((f"{where}[{index}]", child) for index, child in enumerate(held))
     if isinstance(value, msgspec.Struct):
         names: Sequence[str] = value.__struct_fields__
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -150,7 +152,7 @@ def _children(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _items(value: dict[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
-    for key, child in value.items():
+    for key, child in dict.items(value):
         if not isinstance(key, str):
             raise InvalidEvent(where, f"the key {key!r} is not a string")
         _check_text(key, where)
