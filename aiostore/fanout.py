@@ -120,7 +120,7 @@ class Fanout:
         self.listeners = Listeners(head, opened)
         self.live = InterestIndex()
         # Inboxes whose reader waits: nothing else may hold the task that waits for them.
-        self.waiting: set[Inbox] = set()
+        self.waiting: dict[Inbox, None] = {}
         self.closed = False
         self._holding: dict[int, ref[Inbox]] = {}
         self._opened = opened

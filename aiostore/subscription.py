@@ -12,7 +12,7 @@ from typing import Self
 from anyio.abc import AsyncResource
 
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
-from aiostore.errors import SlowSubscriber
+from aiostore.errors import SlowSubscriber, StoreClosed
 from aiostore.events import END, Event, Position, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
@@ -219,12 +219,12 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     async def _wait(self) -> None:
         inbox, waiting = self._inbox, self._fanout.waiting
         inbox.waiter = asyncio.get_running_loop().create_future()
-        waiting.add(inbox)
+        waiting[inbox] = None
         try:
             await inbox.waiter
         finally:
             inbox.waiter = None
-            waiting.discard(inbox)
+            waiting.pop(inbox, None)
 
     async def _read_history(self) -> None:
         inbox = self._inbox
@@ -240,7 +240,12 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             stream_id=inbox.interest.stream_id,
             query=inbox.interest.query,
         )
-        page = await self._engine.read(selection)
+        try:
+            page = await self._engine.read(selection)
+        except StoreClosed:
+            if self._closed:  # before the store was: that ends it quietly
+                return
+            raise
         if not (self._closed or self._fanout.closed):
             inbox.fill(page.events, selection.up_to if page.cursor is None else page.cursor, shared=False)
 

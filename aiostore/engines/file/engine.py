@@ -128,6 +128,7 @@ class FileEngine(Engine):
         if self._closing is None:
             if self._writer is not None:
                 self._writer.log.stop()
+            self._opened.files.closing = True
             self._closing = self._opened.thread.submit_aside(self._close, self._opened)
             self._opened.thread.shutdown(wait=False)
         cancelled = await until_done(self._closing)

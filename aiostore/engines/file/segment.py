@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import line_seed, segment_name
+from aiostore.errors import StoreClosed
 
 NOWAIT_BYTES_MAX = 1024 * 1024
 """More than this is not copied in the loop."""
@@ -69,9 +70,16 @@ class SegmentFiles:
         self._open_max = open_max
         self._mutex = threading.Lock()
         self._opened: OrderedDict[int, _Open] = OrderedDict()
+        self.closing = False
+        """Set in the loop before the threads are shut down: a read of several pieces may come for the next one."""
 
     async def read(self, segment: Segment, offset: int, size: int) -> bytes:
-        """The bytes of the file from there on, fewer only at its end. Cancellation leaves nothing behind."""
+        """The bytes of the file from there on, fewer only at its end. Cancellation leaves nothing behind.
+
+        Raises `StoreClosed` once ``closing`` is set.
+        """
+        if self.closing:
+            raise StoreClosed
         opened = self._take(segment.first_event_id) if size <= NOWAIT_BYTES_MAX else None
         if opened is not None:
             try:
