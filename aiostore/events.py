@@ -149,6 +149,9 @@ class Event(
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Event) and self._stored() == other._stored()
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # the Struct's own would compare identities
+
     def __hash__(self) -> int:
         return hash((self.event_id, self.stream_id))
 

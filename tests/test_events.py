@@ -107,6 +107,13 @@ async def test_the_timestamp_is_an_aware_datetime_in_utc() -> None:
     assert event.timestamp.tzinfo is UTC
 
 
+async def test_equal_events_are_not_unequal() -> None:
+    one, other = (await events())[0], (await events())[0]
+    assert one is not other
+    assert (one == other, one != other) == (True, False)
+    assert one != one.to_dict()
+
+
 async def test_events_are_equal_by_all_that_is_stored() -> None:
     same, again = await events(), await events()
     assert same == again
@@ -135,6 +142,7 @@ async def test_events_that_differ_in_anything_are_not_equal(other: tuple[str, st
             return await store.append(stream_id, event_type, data, metadata=metadata, tags=tags)
 
     event = await stored("cart-1", "ItemAdded", {"sku": "A"}, {"user": 7}, ["a"])
+    assert not event == await stored(*other)  # noqa: SIM201 (this asks __eq__, the next line __ne__)
     assert event != await stored(*other)
     assert event == await stored("cart-1", "ItemAdded", {"sku": "A"}, {"user": 7}, ["a"])
 

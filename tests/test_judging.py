@@ -424,6 +424,24 @@ async def test_facts_that_grow_too_old_while_an_append_waits_are_asked_for_again
 # Closing
 
 
+async def test_an_append_whose_facts_come_after_the_store_was_closed_is_refused() -> None:
+    class Slow(GatedEngine):
+        async def facts(self, question: Question) -> Facts:
+            await self.gate.wait()
+            return await super().facts(question)
+
+    engine = Slow()
+    engine.gate.clear()
+    store = await EventStore.open(engine)
+    append = begin(store.append("s", "T", {}))
+    await settled()
+    await store.aclose()
+    engine.gate.set()
+    with pytest.raises(StoreClosed):
+        await append
+    assert engine.groups == []
+
+
 async def test_on_close_the_write_in_hand_ends_and_is_delivered_and_all_else_is_refused(engine: GatedEngine) -> None:
     heard: list[Event] = []
 
