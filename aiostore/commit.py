@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from aiostore.drafts import Append
-from aiostore.engine import Engine, Facts, Plan
-from aiostore.errors import EventStoreError, StoreClosed
+from aiostore.engine import Commit, Engine, Facts, Plan
+from aiostore.errors import EventStoreError, StoreClosed, StoreFailed
 from aiostore.events import Event
 from aiostore.fanout import Fanout
 from aiostore.judging import NOTHING_KNOWN, judge, question_of, suffices
@@ -49,7 +49,9 @@ class Staged:
                 own = copy.copy(error)
                 own.__cause__ = error.__cause__
             else:
-                own = EventStoreError(f"the engine failed, the outcome of this append is unknown: {error!r}")
+                own = EventStoreError(
+                    f"the clock or the engine failed, whether this append is stored is unknown: {error!r}"
+                )
                 own.__cause__ = error
             self.future.set_exception(own)
             self.future.exception()  # a caller cancelled in this very moment will not look at it: that is no mistake
@@ -73,6 +75,8 @@ class Committer:
         self._in_hand: Sequence[Staged] = ()
         self._gate = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._given_up = 0
+        self._failure: StoreFailed | None = None
         self._closed = False
 
     def start(self, fanout: Fanout, timestamp: str) -> None:
@@ -97,15 +101,27 @@ class Committer:
             staged.facts = await self._engine.facts(question_of(append))
         if self._closed:
             raise StoreClosed
+        if self._failure is not None:
+            raise copy.copy(self._failure)
         self._staged.append(staged)
-        self.look_again()
         if self._task is None:
             self._start()
+        elif self._may_pass(staged):  # if not, to wake the committer for each would cost it a look at all the others
+            self.look_again()
         try:
             return await future
         except asyncio.CancelledError:
-            self.look_again()  # while groups are held back, what was given up must not pile up
+            self._given_up += 1
+            if self._given_up > len(self._staged) // 2:  # while groups are held back, they must not pile up
+                self.look_again()
             raise
+
+    def _may_pass(self, staged: Staged) -> bool:
+        """Whether nothing holds the append back. What a handler appends never waits: the backlog waits for it."""
+        fanout = self._fanout
+        if staged.from_handler:
+            return True
+        return not fanout.backlog_full and (staged.from_wait_body or not fanout.held_by_subscriptions)
 
     def look_again(self) -> None:
         """Note that something was staged, or that what held groups back may be gone."""
@@ -137,7 +153,7 @@ class Committer:
         if error is not None:
             logger.critical("the committer failed", exc_info=error)
             for staged in (*in_hand, *self._staged):
-                staged.fail(error)
+                staged.fail(self._failure or error)
             self._staged.clear()
             return
         # Cancelled, it had nothing half done: the engine finishes what it has begun. The appends were not cancelled, or
@@ -170,8 +186,8 @@ class Committer:
             await self._gate.wait()
 
     def _take_group(self) -> Sequence[Staged]:
-        limits, fanout = self._limits, self._fanout
-        backlog_full, held = fanout.backlog_full, fanout.held_by_subscriptions
+        limits = self._limits
+        self._given_up = 0
         group: list[Staged] = []
         left: deque[Staged] = deque()
         size = events_count = 0
@@ -179,8 +195,7 @@ class Committer:
             staged = self._staged.popleft()
             if staged.future.cancelled():
                 continue
-            # What a handler appends never waits: the backlog cannot shrink before the handler returns.
-            if not staged.from_handler and (backlog_full or (held and not staged.from_wait_body)):
+            if not self._may_pass(staged):
                 left.append(staged)
                 continue
             size += staged.append.size
@@ -199,7 +214,12 @@ class Committer:
             for staged in staged_group
             if suffices(staged.facts, staged.append, ring) or await self._ask_again(staged)
         ]
-        timestamp = self._next_timestamp()
+        try:
+            timestamp = self._next_timestamp()
+        except Exception as error:
+            for staged in group:
+                staged.fail(error)
+            return
         judgement = judge([(staged.append, staged.facts) for staged in group], ring, timestamp)
         if judgement.commits:
             try:
@@ -209,14 +229,23 @@ class Committer:
                     staged.fail(error)
                 return
             self._timestamp = timestamp
-            self._fanout.publish(judgement.commits)
+            self._publish(judgement.commits)
         for staged, outcome in zip(group, judgement.outcomes, strict=True):
             self._answer(staged, outcome)
+
+    def _publish(self, commits: Sequence[Commit]) -> None:
+        try:
+            self._fanout.publish(commits)
+        except BaseException as error:
+            # What is stored and what was shown no longer agree: nothing more may be built on it.
+            self._failure = StoreFailed(self._engine.location, f"a stored commit could not be shown ({error!r})")
+            self._failure.__cause__ = error
+            raise
 
     async def _ask_again(self, staged: Staged) -> bool:
         """Renew the facts, which are too old for the ring; an append that cannot be judged fails alone."""
         try:
-            staged.facts = await self._engine.facts(question_of(staged.append))
+            staged.facts = await self._engine.facts(question_of(staged.append, staged.facts))
         except Exception as error:
             staged.fail(error)
         return not staged.future.done()

@@ -120,8 +120,8 @@ def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "even
     plain_type: object = None  # a type that was checked; most events of a batch are of few types, without more
     try:
         for (event_type, _, metadata, tags), data in zip(parts, datas, strict=True):
-            if event_type is plain_type and metadata is None and not tags and len(data) <= limits.event_bytes_max:
-                size = EVENT_OVERHEAD_BYTES + len(data)
+            if event_type is plain_type and metadata is None and tags == () and len(data) <= limits.event_bytes_max:
+                size = EVENT_OVERHEAD_BYTES + len(data) + len(checked_type)
                 drafts.append(Draft(checked_type, msgspec.Raw(data), NO_METADATA, (), size))
                 continue
             checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
@@ -163,7 +163,8 @@ def _draft(event_type: str, data: bytes, metadata: object, tags: object, limits:
             "data", f"has {size} bytes with its metadata, more than the {limits.event_bytes_max} allowed"
         )
     checked_tags = () if tags == () else _tags(tags)
-    return Draft(event_type, msgspec.Raw(data), encoded_metadata, checked_tags, EVENT_OVERHEAD_BYTES + size)
+    size += EVENT_OVERHEAD_BYTES + len(event_type) + sum(map(len, checked_tags))
+    return Draft(event_type, msgspec.Raw(data), encoded_metadata, checked_tags, size)
 
 
 def _tags(tags: object) -> tuple[str, ...]:
@@ -192,6 +193,7 @@ def make_append(
     size = events_count = 0
     for part in parts:
         events_count += len(part.drafts)
+        size += len(part.stream_id) * len(part.drafts)
         for draft in part.drafts:
             size += draft.size
     if size > limits.append_bytes_max:

@@ -199,12 +199,13 @@ copy_event: Callable[[Event], Event] = cast("Any", Event).__copy__
 
 
 EVENT_OVERHEAD_BYTES: Final = 200
-"""What an event is reckoned to take beside its data and metadata."""
+"""What an event is reckoned to take beside its data, metadata and names."""
 
 
 def event_size(event: Event) -> int:
     """The approximate size of an event in bytes, in memory and in the log."""
-    return EVENT_OVERHEAD_BYTES + len(bytes(event._data)) + len(bytes(event._metadata))
+    names = len(event.stream_id) + len(event.event_type) + sum(map(len, event.tags))
+    return EVENT_OVERHEAD_BYTES + len(bytes(event._data)) + len(bytes(event._metadata)) + names
 
 
 def copies(events: Sequence[Event]) -> list[Event]:

@@ -12,6 +12,9 @@ from aiostore.limits import Limits
 from aiostore.listeners import Listeners
 from aiostore.ring import Ring
 
+Defer = Callable[[Callable[[], None]], None]
+"""Has a function called soon, in the loop: what is dropped is dropped anywhere, in any thread, by the collector."""
+
 
 class _Ref(ref[Inbox]):
     """A weak reference that remembers where it is entered."""
@@ -31,7 +34,8 @@ class InterestIndex:
     Inboxes are held weakly: a subscription that nobody holds any more is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, defer: Defer) -> None:
+        self._defer = defer
         self._streams: _Terms = {}
         self._tags: _Terms = {}
         self._types: _Terms = {}
@@ -43,7 +47,7 @@ class InterestIndex:
 
     def add(self, inbox: Inbox) -> None:
         """Enter an inbox under the fewest terms of which every event it wants has one."""
-        entry = _Ref(inbox, self._forget)
+        entry = _Ref(inbox, self._dropped)
         entry.key = id(inbox)
         entry.places = self._places(inbox.interest)
         for terms, term in entry.places:
@@ -71,14 +75,20 @@ class InterestIndex:
                 places.append((self._others, _UNINDEXED))
         return places
 
-    def _forget(self, entry: ref[Inbox]) -> None:
+    def _dropped(self, entry: ref[Inbox]) -> None:
         assert isinstance(entry, _Ref)
-        self._entered.pop(entry.key, None)
+        self._defer(lambda: self._forget(entry))
+
+    def _forget(self, entry: _Ref) -> None:
+        # By now another inbox may have the address that is the key.
         for terms, term in entry.places:
             place = terms.get(term, {})
-            place.pop(entry.key, None)
-            if not place:
-                terms.pop(term, None)
+            if place.get(entry.key) is entry:
+                del place[entry.key]
+                if not place:
+                    del terms[term]
+        if self._entered.get(entry.key) is entry:
+            del self._entered[entry.key]
 
     def inboxes(self) -> list[Inbox]:
         """All of them."""
@@ -106,19 +116,20 @@ _UNINDEXED = "unindexed"
 
 def _alive(entries: dict[int, _Ref]) -> list[Inbox]:
     # A copy: an inbox may leave while events are put into it.
-    return [inbox for entry in entries.values() if (inbox := entry()) is not None]
+    return [inbox for entry in list(entries.values()) if (inbox := entry()) is not None]
 
 
 class Fanout:
     """What is published: the head, the ring, and what subscriptions and listeners get.
 
-    ``opened`` is called when something that held back the forming of groups has changed.
+    ``opened`` is called when something that held back the forming of groups has changed. See `Defer` for ``defer``.
     """
 
-    def __init__(self, head: int, limits: Limits, opened: Callable[[], None]) -> None:
+    def __init__(self, head: int, limits: Limits, opened: Callable[[], None], defer: Defer) -> None:
         self.ring = Ring(head, limits.ring_bytes_max)
         self.listeners = Listeners(head, opened)
-        self.live = InterestIndex()
+        self._defer = defer
+        self.live = InterestIndex(defer)
         # Inboxes whose reader waits: nothing else may hold the task that waits for them.
         self.waiting: dict[Inbox, None] = {}
         self.closed = False
@@ -175,12 +186,13 @@ class Fanout:
         if inbox.holds:
             # Weakly: a subscription that is dropped without being closed must not hold appends for ever.
             key = id(inbox)
-            self._holding[key] = ref(inbox, lambda _: self._release(key))
+            self._holding[key] = ref(inbox, lambda holding: self._defer(lambda: self._release(key, holding)))
         else:
-            self._release(id(inbox))
+            self._release(id(inbox), None)
 
-    def _release(self, key: int) -> None:
-        if self._holding.pop(key, None) is not None:
+    def _release(self, key: int, dropped: ref[Inbox] | None) -> None:
+        if key in self._holding and dropped in (None, self._holding[key]):
+            del self._holding[key]
             self._opened()
 
     def leave(self, inbox: Inbox) -> None:

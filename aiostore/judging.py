@@ -19,9 +19,12 @@ Outcome = Sequence[Event] | EventStoreError
 NOTHING_KNOWN = Facts(head=-1)
 
 
-def question_of(append: Append) -> Question:
-    """What must be known to judge the append."""
-    return Question([part.stream_id for part in append.parts], append.key_scope, append.condition)
+def question_of(append: Append, known: Facts = NOTHING_KNOWN) -> Question:
+    """What must be known to judge the append; what is known of its condition already is not searched again."""
+    condition = append.condition
+    if condition is not None and known.match is None:
+        condition = AppendCondition(condition.query, max(condition.after or 0, known.head))
+    return Question([part.stream_id for part in append.parts], append.key_scope, condition)
 
 
 def suffices(facts: Facts, append: Append, ring: Ring) -> bool:

@@ -89,6 +89,8 @@ class Listeners:
         """Take a handler off the list; again is nothing."""
         if listener in self.registered:
             self.registered.remove(listener)
+            if self._held and not any(other.wait for other in self.registered):
+                self._let_go(self._held[-1][0])
 
     def calls_this_context(self) -> bool:
         """Whether the current task runs inside a handler of these, or was started by one that has not returned yet."""

@@ -67,7 +67,8 @@ class EventStore(AsyncResource):
 
     ``limits``: bounds, see `Limits`. ``clock``: gives the time of new events, aware; for tests. Options of the embedded
     log: ``durability="fsync"`` (an append returns when its events survive a power loss) or ``"os"`` (when they survive
-    the process), ``mode="rw"`` or ``"r"`` (only reads, takes no lock), ``segment_bytes`` (16 MiB).
+    the process), ``mode="rw"`` or ``"r"`` (takes no lock; only reads, what was durable when it was opened),
+    ``segment_bytes`` (16 MiB).
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class EventStore(AsyncResource):
             if self._state is not _State.OPENING:
                 await self._engine.aclose()
                 raise StoreClosed("the store was closed while it opened")
-            self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again)
+            self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again, self._defer)
             self._committer.start(self._fanout, head.timestamp)
             self._state = _State.OPEN
         except BaseException:
@@ -165,8 +166,13 @@ class EventStore(AsyncResource):
         else:
             self._closing.set_exception(error)
 
+    def _defer(self, function: Callable[[], None]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
     def _abandon(self) -> None:
         self._state = _State.FORKED
+        self._opening = self._closing = None
         self._engine.abandon()
 
     def _check_loop(self) -> None:
@@ -190,6 +196,13 @@ class EventStore(AsyncResource):
         if self._engine.read_only:
             raise EngineUnsupported(f"{self._engine.location} was opened with mode='r': it takes no appends")
 
+    def _check_follow(self) -> None:
+        self._check()
+        if self._engine.read_only:
+            raise EngineUnsupported(
+                f"{self._engine.location} was opened with mode='r': it shows what was there then, and follows no writer"
+            )
+
     async def append(
         self,
         stream_id: str,
@@ -212,8 +225,8 @@ class EventStore(AsyncResource):
         nothing, for ever.
 
         Raises `InvalidEvent`, `ConcurrencyConflict`, `AppendConditionFailed`, `IdempotencyConflict` (the key, with
-        other events), `StoreFull`, `StoreFailed`, `StoreClosed`, `WrongLoop`: in each case but `StoreFailed` nothing is
-        stored. Cancelled or timed out, it may or may not be stored: retry with a key.
+        other events), `StoreFull`, `StoreClosed`, `WrongLoop`, `EngineUnsupported` (opened for reading): nothing is
+        stored. After `StoreFailed`, or cancelled or timed out, it may or may not be stored: retry with a key.
         """
         self._check_append()
         draft = draft_event(event_type, data, metadata, tags, self._limits)
@@ -344,7 +357,7 @@ class EventStore(AsyncResource):
         without a step it becomes ``"catch_up"``); ``"fail"`` raises `SlowSubscriber`. ``on_live(subscription)``, plain
         or async, is called each time it has come from history to live and handed out all there was.
         """
-        self._check()
+        self._check_follow()
         if after is not END:
             after = check_number("after", after, 0)
         if on_live is not None and not callable(on_live):
@@ -366,7 +379,7 @@ class EventStore(AsyncResource):
         commit in hand. A handler that raises gets nothing more: the error is logged and kept on the `Listener`, the
         append succeeds, and the others get the commit. A handler must not wait for another task's append.
         """
-        self._check()
+        self._check_follow()
         return self._fanout.listeners.add(handler, wait=wait, head=self._fanout.head)
 
     def __repr__(self) -> str:

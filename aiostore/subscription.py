@@ -72,6 +72,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     """Every matching event after its start, once, in order: first from history, then as it is published.
 
     Use it with ``async with`` (required for ``on_slow="wait"``) and ``async for``, or `batches`; one reader at a time.
+    With ``on_slow="wait"``, step it in the task that appends in the loop's body: another's steps do not let those pass.
     It does not end by itself. A cancelled step loses nothing: the next one goes on where it was. When the store closes,
     it raises `StoreClosed`; after its own `aclose`, it just ends.
     """
@@ -166,7 +167,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     async def _take(self, max_events: int) -> list[Event]:
         await self._fill()
         events = [self._hand_out() for _ in range(min(max_events, len(self._inbox.events)))]
-        if self._inbox.on_slow is OnSlow.WAIT:
+        if events and self._inbox.on_slow is OnSlow.WAIT:
             self._begin_body()
         return events
 
@@ -270,6 +271,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     async def _tell_live(self) -> None:
         due, self._live_due = self._live_due, None
         if self._on_live is not None:
+            if self._inbox.on_slow is OnSlow.WAIT:  # what it appends must pass, as in the body of the loop
+                self._begin_body()
             try:
                 told = self._on_live(self)
                 if inspect.isawaitable(told):
@@ -277,3 +280,5 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             except asyncio.CancelledError:
                 self._live_due = due
                 raise
+            finally:
+                self._end_body()

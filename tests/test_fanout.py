@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -27,6 +28,10 @@ def event(event_id: int, stream_id: str = "red-0", event_type: str = "A", tags: 
 
 def inbox(interest: Interest, on_slow: OnSlow = OnSlow.CATCH_UP, queue_size: int = 10_000) -> Inbox:
     return Inbox(interest, queue_size, MIB, on_slow, lambda _: None)
+
+
+def call_now(function: Callable[[], None]) -> None:
+    function()
 
 
 def by(*items: QueryItem) -> Interest:
@@ -65,14 +70,14 @@ def places(index: InterestIndex) -> int:
     ids=str,
 )
 def test_who_is_asked_about_an_event(interest: Interest, about: Event, is_asked: bool) -> None:
-    index = InterestIndex()
+    index = InterestIndex(call_now)
     one = inbox(interest)
     index.add(one)
     assert asked(index, about) == ([one] if is_asked else [])
 
 
 def test_an_inbox_under_several_terms_of_an_event_is_asked_once() -> None:
-    index = InterestIndex()
+    index = InterestIndex(call_now)
     one = inbox(
         by(QueryItem(types=("A",)), QueryItem(tags=("x",)), QueryItem(tags=("y",)), QueryItem(stream_prefix="r"))
     )
@@ -96,7 +101,7 @@ def some_interest(chance: random.Random) -> Interest:
 @pytest.mark.parametrize("seed", range(20))
 def test_whoever_wants_an_event_is_asked_about_it_whatever_came_and_went(seed: int) -> None:
     chance = random.Random(seed)
-    index = InterestIndex()
+    index = InterestIndex(call_now)
     inboxes: list[Inbox] = []
     found: list[Inbox] = []
     for _ in range(300):
@@ -121,7 +126,7 @@ def test_whoever_wants_an_event_is_asked_about_it_whatever_came_and_went(seed: i
 
 
 def test_an_inbox_can_be_taken_out_and_entered_again() -> None:
-    index = InterestIndex()
+    index = InterestIndex(call_now)
     one = inbox(Interest("red-0"))
     index.remove(one)
     for _ in range(3):
@@ -133,7 +138,7 @@ def test_an_inbox_can_be_taken_out_and_entered_again() -> None:
 
 
 def test_of_10000_inboxes_on_streams_of_their_own_one_is_asked() -> None:
-    index = InterestIndex()
+    index = InterestIndex(call_now)
     inboxes = [inbox(Interest(f"s-{n}")) for n in range(10_000)]
     for one in inboxes:
         index.add(one)
@@ -147,7 +152,7 @@ def test_of_10000_inboxes_on_streams_of_their_own_one_is_asked() -> None:
 def made(limits: Limits | None = None) -> tuple[Fanout, list[None]]:
     """A fan-out at event 10, and a list that grows each time that held appends may go on."""
     opened: list[None] = []
-    return Fanout(10, limits or Limits(), lambda: opened.append(None)), opened
+    return Fanout(10, limits or Limits(), lambda: opened.append(None), call_now), opened
 
 
 def live(fanout: Fanout, interest: Interest, on_slow: OnSlow = OnSlow.CATCH_UP, queue_size: int = 10_000) -> Inbox:

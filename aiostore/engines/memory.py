@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection
 from aiostore.engines.postings import Postings
 from aiostore.events import Event, copies, copy_event
@@ -41,6 +43,7 @@ class MemoryEngine(Engine):
                 self._postings.add_key(first.stream_id, commit.idempotency_key, first.event_id, len(commit.events))
 
     async def facts(self, question: Question) -> Facts:
+        head = len(self._events)
         versions = {stream_id: self._postings.version(stream_id) for stream_id in question.streams}
         stored = match = None
         if question.idempotency_key is not None:
@@ -50,10 +53,13 @@ class MemoryEngine(Engine):
                 stored = copies(self._events[first - 1 : first - 1 + count])
         if question.condition is not None:
             condition = question.condition
-            selection = Selection(up_to=len(self._events), after=condition.after or 0, query=condition.query)
-            ids = self._postings.candidates(selection, None)
-            match = next((i for i in ids if condition.query.matches(self._events[i - 1])), None)
-        return Facts(len(self._events), versions, stored, match)
+            selection = Selection(up_to=head, after=condition.after or 0, query=condition.query)
+            page = await self.read(selection)
+            while not page.events and page.cursor is not None:
+                await asyncio.sleep(0)  # a long search must not keep the loop to itself
+                page = await self.read(selection, page.cursor)
+            match = page.events[0].event_id if page.events else None
+        return Facts(head, versions, stored, match)
 
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
         query = selection.query

@@ -175,7 +175,7 @@ async def test_closing_waits_for_the_handlers(store: EventStore) -> None:
     await store.append("s", "E", {})
     await inside.wait()
     closing = asyncio.create_task(store.aclose())
-    await turns(5)
+    await turns(30)
     assert not closing.done()
     gate.set()
     await closing

@@ -481,37 +481,40 @@ async def test_a_producer_started_in_the_block_before_the_loop_is_held_back(stor
     assert subscription.statistics().fell_behind_count == 0
 
 
-async def test_a_task_started_in_the_body_is_held_back_once_the_next_turn_begins(store: EventStore) -> None:
-    await fill(store, 2)
+@pytest.mark.parametrize("waited", [False, True], ids=["the next event is there", "the next event is waited for"])
+async def test_a_task_started_in_the_body_is_held_back_once_the_next_turn_begins(
+    store: EventStore, waited: bool
+) -> None:
     gate = asyncio.Event()
 
     async def later() -> None:
         await gate.wait()
         await store.append("late", "E", {})
 
-    async with store.subscribe(on_slow="wait", queue_size=2, stream_id="s") as subscription:
-        left: list[asyncio.Task[None]] = []
-        async for event in subscription:
-            if event.event_id == 1:
-                left.append(asyncio.create_task(later()))
-            else:
-                break
+    async with store.subscribe(on_slow="wait", queue_size=3, stream_id="s") as subscription:
         step = await waiting(subscription)
-        await fill(store, 3)
+        await fill(store, 2 if waited else 3)
+        await step
+        await anext(subscription)
+        left = asyncio.create_task(later())  # in the body, which ends with the next step
+        step = await waiting(subscription) if waited else asyncio.ensure_future(anext(subscription))
+        if not waited:
+            await step
+        await fill(store, 4)
         await step
         gate.set()
         await until(lambda: "staged=1" in repr(store))
         await turns(5)
-        assert not left[0].done()
-        await take(subscription, 1)
-        await left[0]
+        assert not left.done()
+        await take(subscription, 2)
+        await left
 
 
 async def test_once_the_subscription_is_closed_its_reader_is_like_any_other_caller(store: EventStore) -> None:
     await fill(store, 1)
     async with store.subscribe(on_slow="wait", queue_size=1) as subscription:
         async for _ in subscription:
-            await subscription.aclose()
+            break
     async with full(store) as other:
         appending = append(store)
         await until(lambda: "staged=1" in repr(store))

@@ -679,6 +679,7 @@ async def test_a_bare_break_leaves_nothing_behind(store: EventStore) -> None:
     assert event_id == 1
     gc.collect()
     assert gone() is None
+    await asyncio.sleep(0)
     assert "live subscriptions=0" in repr(store)
     await fill(store, 1)
 
@@ -698,6 +699,7 @@ async def test_a_subscription_that_nobody_holds_is_gone_without_the_garbage_coll
     gone = weakref.ref(subscription)
     del subscription
     assert gone() is None
+    await asyncio.sleep(0)
     assert "live subscriptions=0" in repr(store)
 
 

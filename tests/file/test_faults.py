@@ -125,9 +125,22 @@ async def test_no_room_for_the_next_segment_can_be_retried(durability: str) -> N
     assert len([path for path in disk.files() if path.endswith(".jsonl")]) == 2
 
 
+async def test_no_room_for_the_entry_of_a_new_segment_is_store_full_and_it_rolls_when_there_is() -> None:
+    disk = WatchedDisk()
+    engine, driver = await started("/s", disk, segment_bytes=100)
+    await driver.commit(counted(2))
+    disk.calls.fail("sync_directory", errno.ENOSPC)
+    with pytest.raises(StoreFull):
+        await driver.commit(counted(1))
+    await driver.commit(counted(1))
+    await engine.aclose()
+    assert [event.event_id for event in stored(disk)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("durability", ["fsync", "os"])
-@pytest.mark.parametrize("call", ["sync", "sync_directory"])
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize(
+    ("call", "number"), [("sync", errno.EIO), ("sync", errno.ENOSPC), ("sync_directory", errno.EIO)]
+)
 async def test_a_failed_sync_while_rolling_is_final(call: str, number: int, durability: str) -> None:
     disk = WatchedDisk()
     engine, driver = await started("/s", disk, durability=durability, segment_bytes=100)

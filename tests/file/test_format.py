@@ -69,14 +69,6 @@ def many(count: int) -> list[Event]:
     return [Event(n + 1, "s", n + 1, "T", TIME, raw({"n": n})) for n in range(count)]
 
 
-def test_what_a_look_at_an_event_left_in_it_is_not_written() -> None:
-    looked_at = [Event(1, "s", 1, "T", TIME, raw({})), Event(2, "s", 2, "T", TIME, raw({"a": 1}), raw({"b": 2}))]
-    before = encoded([Commit(looked_at, None)])
-    assert looked_at[0].data == {}
-    assert looked_at[1].metadata == {"b": 2}
-    assert encoded([Commit(looked_at, None)]) == before
-
-
 def test_open_counts_what_was_not_durable() -> None:
     events = [Event(n, "s", n, "T", TIME, raw({})) for n in (8, 9)]
     lines = encoded([Commit([event], None) for event in events], SEED, durable=5).splitlines()

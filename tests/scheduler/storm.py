@@ -78,6 +78,7 @@ class Storm:
     def __init__(self, chance: random.Random, place: Place) -> None:
         self.chance = chance
         self.notes = Notes()
+        self.group_events_max = chance.choice((1, 5, 2048))
         self._place = place
         self._tasks: list[asyncio.Task[Any]] = []
         self._endless: dict[asyncio.Task[Any], Subscription] = {}
@@ -94,13 +95,13 @@ class Storm:
             ring_bytes_max=chance.choice((1, 2_000, 1_000_000)),
             backlog_bytes_max=chance.choice((1, 3_000, 1_000_000)),
             queue_bytes_max=chance.choice((500, 1_000_000)),
-            group_events_max=chance.choice((1, 5, 2048)),
+            group_events_max=self.group_events_max,
         )
         self._store = await EventStore.open(self._place(), limits=limits)
         actors = [self._append_some, self._append_some, self._append_some, self._race, self._decide]
         actors += [self._follow, self._follow, self._follow, self._listen, self._listen, self._read, self._cancel_some]
         for actor in actors:
-            for _ in range(chance.randrange(4)):
+            for _ in range(chance.randrange(5)):
                 self._spawn(actor())
         if chance.random() < 0.4:
             await asyncio.sleep(chance.random() * 0.03)  # it closes in the middle
@@ -487,8 +488,9 @@ class Follower:
         statistics = subscription.statistics()
         assert statistics.delivered_count >= self._count
         assert subscription.position >= event.event_id
-        if subscription.is_live and self._on_slow != "wait":
-            assert statistics.queued_count <= self._queue_size + COMMIT_EVENTS_MAX
+        if subscription.is_live:
+            more = self._storm.group_events_max if self._on_slow == "wait" else 0
+            assert statistics.queued_count <= self._queue_size + max(more, COMMIT_EVENTS_MAX)
 
     def _look(self, subscription: Subscription) -> None:
         position = subscription.position

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -183,8 +184,15 @@ class Disk:
         if _DARWIN:
             return ""
         path = os.path.realpath(path)
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-            return mounted_type(mounts.read(), path)
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+                return mounted_type(mounts.read(), path)
+        except FileNotFoundError:  # a system without /proc
+            return ""
+
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""How the kernel writes spaces, tabs, newlines and backslashes in a path."""
 
 
 def mounted_type(mountinfo: str, path: str) -> str:
@@ -192,7 +200,7 @@ def mounted_type(mountinfo: str, path: str) -> str:
     best, found = "", ""
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        point = before.split(" ")[4].encode("ascii", "surrogateescape").decode("unicode_escape")
+        point = _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
         if (path + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):  # a later mount covers
             best, found = point, after.split(" ")[0]
     return found

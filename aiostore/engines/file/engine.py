@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -128,7 +129,7 @@ class FileEngine(Engine):
         if self._closing is None:
             if self._writer is not None:
                 self._writer.log.stop()
-            self._opened.files.closing = True
+            self._opened.files.refuse()
             self._closing = self._opened.thread.submit_aside(self._close, self._opened)
             self._opened.thread.shutdown(wait=False)
         cancelled = await until_done(self._closing)
@@ -143,7 +144,7 @@ class FileEngine(Engine):
             self._writer.close()
 
     def abandon(self) -> None:
-        if self._opened is not None and self._closing is None:
+        if self._opened is not None and not (self._closing is not None and self._closing.done()):
             self._opened.files.abandon()
             if self._writer is not None:
                 self._writer.abandon()
@@ -179,14 +180,16 @@ class FileEngine(Engine):
         page = await self.read(selection)
         events = page.events
         while page.cursor is not None:
+            await asyncio.sleep(0)  # what is read from memory must not keep the loop to itself
             page = await self.read(selection, page.cursor)
             events.extend(page.events)
         return events
 
     async def _first(self, selection: Selection) -> int | None:
-        page = await self.read(selection, None, 1)
+        page = await self.read(selection)
         while not page.events and page.cursor is not None:
-            page = await self.read(selection, page.cursor, 1)
+            await asyncio.sleep(0)
+            page = await self.read(selection, page.cursor)
         return page.events[0].event_id if page.events else None
 
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:

@@ -57,7 +57,7 @@ from zlib import crc32
 import msgspec
 
 from aiostore.engine import Commit
-from aiostore.events import NO_METADATA, Event, copy_event
+from aiostore.events import NO_METADATA, Event
 
 FORMAT: Final = 1
 """The number of the format that this code reads and writes."""
@@ -169,8 +169,6 @@ def _open_end(unsynced: int) -> bytes:
 
 def _encode_chunk(events: Sequence[Event], ends: Sequence[bytes], seed: int) -> Lines:
     # Without its last brace, each piece is what comes before its end. No event has a newline inside.
-    if any(event._data_decoded is not None or event._metadata_decoded is not None for event in events):
-        events = [_undecoded(event) for event in events]
     pieces = _encoder.encode_lines(events).split(b"}\n")
     pieces.pop()  # what follows the last newline: nothing
     lines = [
@@ -180,14 +178,6 @@ def _encode_chunk(events: Sequence[Event], ends: Sequence[bytes], seed: int) -> 
     starts = list(accumulate(map(len, lines), initial=0))
     starts.pop()
     return Lines(b"".join(lines), starts)
-
-
-def _undecoded(event: Event) -> Event:
-    """The event without what a look at its data left in it, which is not for the log."""
-    fresh = copy_event(event)
-    msgspec.structs.force_setattr(fresh, "_data_decoded", None)
-    msgspec.structs.force_setattr(fresh, "_metadata_decoded", None)
-    return fresh
 
 
 def checksum_holds(line: bytes, seed: int) -> bool:

@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.disk import NO_ROOM, Disk
 from aiostore.errors import StoreLocked
 
 TRIES = 5
@@ -37,12 +37,20 @@ class WriterLock:
                 if attempt == TRIES - 1:
                     raise _locked(disk, self._file, path)
                 time.sleep(PAUSE_SECONDS)  # on the writing thread
-            pid, host = disk.process()
-            disk.truncate(self._file, 0)
-            disk.write_at(self._file, msgspec.json.encode(_Holder(pid, host)) + b"\n", 0)
+            self._name_holder()
         except BaseException:
             disk.close(self._file)
             raise
+
+    def _name_holder(self) -> None:
+        pid, host = self._disk.process()
+        try:
+            self._disk.truncate(self._file, 0)
+            self._disk.write_at(self._file, msgspec.json.encode(_Holder(pid, host)) + b"\n", 0)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # It is only for people; a store on a full disk can still be opened, and read.
 
     def close(self) -> None:
         """Let go of the lock, also of forked children's copies."""

@@ -29,8 +29,9 @@ IDLE_SECONDS = 1.0
 class GroupFile(io.RawIOBase):
     """The active segment's file. A `write` is a whole group, or nothing: what aiofiles carries to the thread."""
 
+    _file = -1  # none: an object whose file could not be opened is closed by its finalizer, too
+
     def __init__(self, disk: Disk, path: str, head: HeadFile, *, synced: bool) -> None:
-        super().__init__()
         self._disk = disk
         self._path = path
         self._head = head
@@ -38,13 +39,15 @@ class GroupFile(io.RawIOBase):
         self._failed: BaseException | None = None
         self.group_last_event_id = 0
         """The last event of the group that the next `write` gets."""
-        self._file = disk.open_append(path, synced=synced)
+        file = disk.open_append(path, synced=synced)
         try:
-            self.end = disk.size(self._file)
+            self.end = disk.size(file)
             """Where the last group ended."""
         except BaseException:
-            disk.close(self._file)
+            disk.close(file)
             raise
+        super().__init__()
+        self._file = file
 
     def write(self, group: ReadableBuffer, /) -> int:
         """Write the group, in sync mode to the device, then the head; `StoreFull` if nothing of it stays.
@@ -95,9 +98,10 @@ class GroupFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file, unsynced; again is nothing."""
-        if not self.closed:
-            super().close()
-            self._disk.close(self._file)
+        super().close()
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            self._disk.close(file)
 
 
 class Log:
@@ -214,19 +218,23 @@ class Log:
         self._file.sync(last)
         segment = Segment(self._directory, self._store_id, last + 1)
         try:
-            file = GroupFile(self._disk, segment.path, self._head, synced=self._synced)
+            file = self._create(segment)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            raise StoreFull(segment.path, str(error)) from error
+            raise StoreFull(segment.path, str(error)) from error  # the new file, if it is there, is empty: try again
+        self._file.close()
+        return segment, file
+
+    def _create(self, segment: Segment) -> GroupFile:
+        file = GroupFile(self._disk, segment.path, self._head, synced=self._synced)
         try:
             assert file.end == 0, "a new segment is empty"
             self._disk.sync_directory(self._directory)
         except BaseException:
             file.close()
             raise
-        self._file.close()
-        return segment, file
+        return file
 
     def _fail(self, error: BaseException) -> StoreFailed:
         self._failed = self._failed or f"a write or sync failed ({error})"

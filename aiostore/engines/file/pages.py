@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from aiostore.engines.file.format import Damaged, decode_events
 from aiostore.engines.file.index import Damage, Index
 from aiostore.engines.file.segment import Segment, SegmentFiles
 from aiostore.engines.postings import bounds
-from aiostore.errors import StoreCorrupt
+from aiostore.errors import EngineUnavailable, StoreCorrupt
 from aiostore.events import Event
 from aiostore.query import Query
 
@@ -227,6 +228,8 @@ class PageReader:
             except OSError as error:
                 if events:
                     return events
+                if error.errno not in (errno.EIO, errno.ENOENT):  # too many open files, no memory, no rights…
+                    raise EngineUnavailable(f"{segment.path} cannot be read now: {error}") from error
                 raise StoreCorrupt(segment.path, start, f"cannot be read: {error}", min(ids), max(ids)) from error
             try:
                 if isinstance(ids, range):

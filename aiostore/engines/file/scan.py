@@ -136,7 +136,7 @@ class Scan:
         offset = position
         while True:
             self._going_on()
-            chunk = self._disk.read(file, CHUNK_BYTES, offset)
+            chunk = self._disk.read(file, min(CHUNK_BYTES, self.size - offset), offset)
             offset += len(chunk)
             if not chunk:
                 return position, "the line has no end" if kept else ""

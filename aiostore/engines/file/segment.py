@@ -70,15 +70,14 @@ class SegmentFiles:
         self._open_max = open_max
         self._mutex = threading.Lock()
         self._opened: OrderedDict[int, _Open] = OrderedDict()
-        self.closing = False
-        """Set in the loop before the threads are shut down: a read of several pieces may come for the next one."""
+        self._refusing = False
 
     async def read(self, segment: Segment, offset: int, size: int) -> bytes:
         """The bytes of the file from there on, fewer only at its end. Cancellation leaves nothing behind.
 
-        Raises `StoreClosed` once ``closing`` is set.
+        Raises `StoreClosed` after `refuse`.
         """
-        if self.closing:
+        if self._refusing:
             raise StoreClosed
         opened = self._take(segment.first_event_id) if size <= NOWAIT_BYTES_MAX else None
         if opened is not None:
@@ -125,8 +124,12 @@ class SegmentFiles:
         for other in superfluous:
             self._disk.close(other.file)
 
+    def refuse(self) -> None:
+        """Begin no further read, before the threads are shut down; a read of several pieces may come for the next."""
+        self._refusing = True
+
     def close(self) -> None:
-        """Close all files; after the last read has ended."""
+        """Close all files; after `refuse`, and after the last read has ended."""
         with self._mutex:
             opened = list(self._opened.values())
             self._opened.clear()
