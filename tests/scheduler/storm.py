@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from aiostore import (
-    END,
     STREAM_EXISTS,
     AppendCondition,
     Event,
@@ -18,58 +16,20 @@ from aiostore import (
     Limits,
     NewEvent,
     Query,
-    QueryItem,
-    SlowSubscriber,
     StoreClosed,
     StreamAppend,
     Subscription,
 )
-from aiostore.subscription import OnLive
 from tests.scheduler.engines import Place
+from tests.scheduler.followers import COMMIT_EVENTS_MAX, WISHES, Chosen, Follower
 from tests.scheduler.loop import whereabouts
-from tests.scheduler.model import Attempt, Content, Following, Hearing, Notes, Reading, check
+from tests.scheduler.model import Attempt, Content, Hearing, Notes, Reading, check
 
 STREAMS = ("red-0", "red-1", "blue-0", "blue-1")
 TYPES = ("A", "B", "C")
 TAGS = ("x", "y", "z")
-COMMIT_EVENTS_MAX = 6
 CALM_S = 4.0
 """A storm is over before; longer, and something waited for one of the store's own alarms (5 s and 30 s)."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What to follow, in the store's words and in plain ones."""
-
-    name: str
-    wants: Callable[[Event], bool]
-    stream_id: str | None = None
-    query: Query | None = None
-
-
-WISHES = (
-    Wish("everything", lambda event: True),
-    Wish("everything", lambda event: True),
-    Wish("stream", lambda event: event.stream_id == "red-0", stream_id="red-0"),
-    Wish("type", lambda event: event.event_type == "A", query=Query.where(types="A")),
-    Wish("tags", lambda event: {"x", "y"} <= set(event.tags), query=Query.where(tags=("x", "y"))),
-    Wish("prefix", lambda event: event.stream_id.startswith("red-"), query=Query.where(stream_prefix="red-")),
-    Wish(
-        "items",
-        lambda event: event.event_type == "B" or "z" in event.tags or event.stream_id.startswith("blue-1"),
-        query=Query(QueryItem(types=("B",)), QueryItem(tags=("z",)), QueryItem(stream_prefix="blue-1")),
-    ),
-    Wish(
-        "stream and type",
-        lambda event: event.stream_id == "blue-0" and event.event_type in "AC",
-        stream_id="blue-0",
-        query=Query.where(types=("A", "C")),
-    ),
-)
-
-
-class Chosen(Exception):
-    """What a handler or ``on_live`` raises because the seed has it so."""
 
 
 class Storm:
@@ -102,7 +62,7 @@ class Storm:
         actors += [self._follow, self._follow, self._follow, self._listen, self._listen, self._read, self._cancel_some]
         for actor in actors:
             for _ in range(chance.randrange(5)):
-                self._spawn(actor())
+                self.spawn(actor())
         if chance.random() < 0.4:
             await asyncio.sleep(chance.random() * 0.03)  # it closes in the middle
         else:
@@ -140,12 +100,12 @@ class Storm:
         subscription = self._endless.get(task)
         return not task.done() and (subscription is None or subscription.lag > 0)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.append(task)
         return task
 
-    async def _pause(self) -> None:
+    async def pause(self) -> None:
         if self.chance.random() < 0.3:
             await asyncio.sleep(self.chance.random() * 0.01)
         for _ in range(self.chance.choice((0, 1, 4))):
@@ -154,7 +114,7 @@ class Storm:
     async def _cancel_some(self) -> None:
         """Cancel other tasks, now and then one of the store's own."""
         for _ in range(self.chance.randrange(1, 6)):
-            await self._pause()
+            await self.pause()
             victims = [task for task in self._tasks if not task.done()]
             if self.chance.random() < 0.2:
                 victims = sorted(
@@ -167,7 +127,7 @@ class Storm:
     # Those who append
 
     @property
-    def _head(self) -> int:
+    def head(self) -> int:
         return self._store._fanout.head
 
     def _parts(self, depth: int, *, count_max: int = 3) -> list[StreamAppend]:
@@ -194,17 +154,17 @@ class Storm:
 
     async def _append_some(self) -> None:
         for _ in range(self.chance.randrange(2, 8)):
-            await self._pause()
+            await self.pause()
             parts = self._expecting(self._parts(0)) if self.chance.random() < 0.4 else self._parts(0)
             condition = None
             if self.chance.random() < 0.2:
-                after = self.chance.choice((None, max(0, self._head - self.chance.randrange(4))))
+                after = self.chance.choice((None, max(0, self.head - self.chance.randrange(4))))
                 condition = AppendCondition(Query.where(tags=self.chance.choice(TAGS), types="A"), after)
             key = f"key-{self.chance.randrange(12)}" if self.chance.random() < 0.3 else None
             for _ in range(2 if key and self.chance.random() < 0.5 else 1):  # what has a key may be sent again
                 attempting = self._attempt(parts, condition=condition, key=key)
                 if self.chance.random() < 0.25:
-                    await self._give_up(self._spawn(attempting))
+                    await self._give_up(self.spawn(attempting))
                 else:
                     await attempting
 
@@ -233,7 +193,7 @@ class Storm:
                 await reader.to_list()
             except StoreClosed:
                 return
-            await self._pause()
+            await self.pause()
             await self._attempt(self._parts(0), condition=AppendCondition(query, reader.head))
 
     async def _attempt(
@@ -250,13 +210,13 @@ class Storm:
         assert isinstance(first, NewEvent)
         content = Content(first.data["content"], tuple(stream_id for stream_id, _ in events), key)
         expected = {part.stream_id: part.expected_version for part in parts if part.expected_version is not None}
-        attempt = Attempt(content, expected, condition, self._head)
+        attempt = Attempt(content, expected, condition, self.head)
         self.notes.attempts.append(attempt)
         try:
             attempt.outcome = await self._send(parts, condition, key)
         except EventStoreError as error:
             attempt.outcome = error
-        attempt.head_after = self._head
+        attempt.head_after = self.head
         if isinstance(attempt.outcome, list) and not in_handler:
             for hearing in self.notes.hearings:
                 hearing.must_have_had(attempt.outcome)
@@ -287,16 +247,16 @@ class Storm:
     # Those who listen
 
     async def _listen(self) -> None:
-        await self._pause()
-        hearing = Hearing(len(self.notes.hearings), wait=self.chance.random() < 0.7, start=self._head)
+        await self.pause()
+        hearing = Hearing(len(self.notes.hearings), wait=self.chance.random() < 0.7, start=self.head)
         try:
             hearing.listener = self._store.on_commit(lambda events: self._handle(hearing, events), wait=hearing.wait)
         except StoreClosed:
             return
         self.notes.hearings.append(hearing)
         if self.chance.random() < 0.3:
-            await self._pause()
-            await self._pause()
+            await self.pause()
+            await self.pause()
             hearing.listener.close()
 
     async def _handle(self, hearing: Hearing, events: list[Event]) -> None:
@@ -334,13 +294,13 @@ class Storm:
             elif way == "task":
                 await asyncio.create_task(answer)
             else:
-                self._spawn(answer)
+                self.spawn(answer)
 
     # Those who read and follow
 
     async def _read(self) -> None:
         for _ in range(self.chance.randrange(1, 4)):
-            await self._pause()
+            await self.pause()
             wish = self.chance.choice(WISHES[:-1])
             backwards = self.chance.random() < 0.5
             try:
@@ -354,7 +314,7 @@ class Storm:
             self.notes.readings.append(Reading(wish.name, wish.wants, reader.head, events[:: -1 if backwards else 1]))
 
     async def _follow(self) -> None:
-        await self._pause()
+        await self.pause()
         wish = self.chance.choice(WISHES)
         follower = Follower(self, wish)
         self.notes.followings.append(follower.following)
@@ -373,145 +333,3 @@ class Storm:
     async def append_in_body(self) -> None:
         """An append in the body of a loop over a subscription."""
         await self._attempt(self._parts(1, count_max=2))
-
-
-class Follower:
-    """Follows by one wish, in a way that the seed has: to the end of the store, or of its patience."""
-
-    def __init__(self, storm: Storm, wish: Wish) -> None:
-        chance = storm.chance
-        self.following = Following(f"{wish.name} #{len(storm.notes.followings)}", wish.wants)
-        self._storm = storm
-        self._wish = wish
-        self._after: Any = chance.choice((0, 0, END, chance.randrange(storm._head + 4)))
-        self._queue_size = chance.choice((1, 2, 5, 1024))
-        self._on_slow: Any = chance.choice(("catch_up", "catch_up", "wait", "fail"))
-        self._on_live: OnLive | None = chance.choice((None, None, _plain, _dawdling, _raising))
-        self._batch = chance.choice((None, None, 1, 4))
-        self._end = chance.choice(("never", "never", "steps", "break", "aclose"))
-        self._left = chance.randrange(1, 12)
-        self._to_append = chance.randrange(3)
-        self._count = 0
-
-    async def follow_on(self, store: EventStore) -> bool:
-        """Subscribe and follow; True if it was too slow and subscribes again."""
-        subscription = store.subscribe(
-            stream_id=self._wish.stream_id,
-            query=self._wish.query,
-            after=self._after,
-            queue_size=self._queue_size,
-            on_slow=self._on_slow,
-            on_live=self._on_live,
-        )
-        self._storm.endless(subscription)
-        if self._end == "aclose":
-            self._storm._spawn(self._close_later(subscription))
-        try:
-            if self._on_slow == "wait" or self._end != "break":
-                async with subscription:
-                    await self._follow(subscription)
-            else:
-                await self._follow(subscription)
-        except SlowSubscriber as error:
-            self._look(subscription)
-            check_slow(error, self.following)
-            self._after, self._count = error.position, 0
-            return True
-        finally:
-            self._look(subscription)
-        return False
-
-    async def _close_later(self, subscription: Subscription) -> None:
-        await self._storm._pause()
-        await self._storm._pause()
-        await subscription.aclose()
-
-    async def _follow(self, subscription: Subscription) -> None:
-        if not self.following.got and not self._count and self._after is not None:
-            self.following.start = self.following.position = max(self.following.position, subscription.position)
-            self._after = None
-        while True:
-            try:
-                if self._end == "steps":
-                    await self._step(subscription)
-                elif await self._loop(subscription):
-                    return
-            except Chosen:
-                continue
-            except StopAsyncIteration:
-                return
-
-    async def _loop(self, subscription: Subscription) -> bool:
-        """Run over it; True when it is over."""
-        source: AsyncIterator[Any] = subscription if self._batch is None else subscription.batches(self._batch)
-        async for got in source:
-            for event in got if isinstance(got, list) else [got]:
-                self._note(subscription, event)
-            await self._body()
-            if self._end == "break" and self._count >= self._left:
-                break
-        return True
-
-    async def _step(self, subscription: Subscription) -> None:
-        """Take a step, but maybe not to its end."""
-
-        async def step() -> None:
-            self._note(subscription, await anext(subscription))
-
-        task = asyncio.create_task(step())
-        for _ in range(self._storm.chance.choice((1, 3, 10, 30))):
-            if task.done():
-                break
-            await asyncio.sleep(0)
-        try:
-            task.cancel()
-            await asyncio.wait([task])
-        finally:
-            if task.done() and not task.cancelled():
-                task.result()
-        await asyncio.sleep(0.0002)  # so that time passes
-
-    async def _body(self) -> None:
-        chance = self._storm.chance
-        for _ in range(chance.choice((0, 0, 1, 4))):
-            await asyncio.sleep(0)
-        if chance.random() < 0.1:
-            await asyncio.sleep(0.0005)
-        if self._to_append and chance.random() < 0.2:
-            self._to_append -= 1
-            await self._storm.append_in_body()
-
-    def _note(self, subscription: Subscription, event: Event) -> None:
-        self._count += 1
-        self.following.got.append(event)
-        self._look(subscription)
-        statistics = subscription.statistics()
-        assert statistics.delivered_count >= self._count
-        assert subscription.position >= event.event_id
-        if subscription.is_live:
-            more = self._storm.group_events_max if self._on_slow == "wait" else 0
-            assert statistics.queued_count <= self._queue_size + max(more, COMMIT_EVENTS_MAX)
-
-    def _look(self, subscription: Subscription) -> None:
-        position = subscription.position
-        assert position >= self.following.position, f"the position went back from {self.following.position}"
-        assert subscription.lag == max(0, self._storm._head - position)
-        self.following.position = position
-
-
-def check_slow(error: SlowSubscriber, following: Following) -> None:
-    """A subscription that was too slow says where to go on."""
-    assert error.position == following.position
-
-
-def _plain(subscription: Subscription) -> None:
-    assert subscription.is_live
-
-
-async def _dawdling(subscription: Subscription) -> None:
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
-def _raising(subscription: Subscription) -> None:
-    raise Chosen
