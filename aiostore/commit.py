@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import logging
 from collections import deque
@@ -17,6 +16,7 @@ from aiostore.events import Event
 from aiostore.fanout import Fanout
 from aiostore.judging import NOTHING_KNOWN, judge, question_of, suffices
 from aiostore.limits import Limits
+from aiostore.worker import Worker
 
 logger = logging.getLogger("aiostore")
 
@@ -74,7 +74,7 @@ class Committer:
         self._staged: deque[Staged] = deque()
         self._in_hand: Sequence[Staged] = ()
         self._gate = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._worker = Worker("aiostore committer", self._run, self._ended)
         self._given_up = 0
         self._failure: StoreFailed | None = None
         self._closed = False
@@ -104,9 +104,8 @@ class Committer:
         if self._failure is not None:
             raise copy.copy(self._failure)
         self._staged.append(staged)
-        if self._task is None:
-            self._start()
-        elif self._may_pass(staged):  # if not, to wake the committer for each would cost it a look at all the others
+        self._worker.start()
+        if self._may_pass(staged):  # if not, to wake the committer for each would cost it a look at all the others
             self.look_again()
         try:
             return await future
@@ -132,22 +131,13 @@ class Committer:
         self._closed = True
         self._refuse_staged()
         self.look_again()
-        while self._task is not None:
-            await asyncio.wait([self._task])
-            await asyncio.sleep(0)  # its end is noted by a callback
+        await self._worker.drain()
 
     def _refuse_staged(self) -> None:
         while self._staged:
             self._staged.popleft().fail(StoreClosed())
 
-    def _start(self) -> None:
-        # A context of its own, so that nothing of the append that happens to start it lives on in it.
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._run(), name="aiostore committer", context=contextvars.Context())
-        self._task.add_done_callback(self._ended)
-
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._task = None
         in_hand, self._in_hand = self._in_hand, ()
         error = None if task.cancelled() else task.exception()
         if error is not None:
@@ -162,7 +152,7 @@ class Committer:
         if self._closed:
             self._refuse_staged()
         elif self._staged:
-            self._start()
+            self._worker.start()
 
     async def _run(self) -> None:
         while self._staged:

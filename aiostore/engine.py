@@ -6,6 +6,7 @@ questions and reads may come at any time, also during a commit, and see only wha
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,15 @@ class Engine(ABC):
         Work per call is bounded, so that a page may be empty without being the last. Raises `StoreCorrupt` instead of
         serving or skipping what is damaged.
         """
+
+    async def first_match(self, condition: AppendCondition, up_to: int) -> int | None:
+        """The first event_id up to ``up_to`` that matches the condition, found by reading; for `facts`."""
+        selection = Selection(up_to=up_to, after=condition.after or 0, query=condition.query)
+        page = await self.read(selection)
+        while not page.events and page.cursor is not None:
+            await asyncio.sleep(0)  # a long search must not keep the loop to itself
+            page = await self.read(selection, page.cursor)
+        return page.events[0].event_id if page.events else None
 
     def abandon(self) -> None:  # noqa: B027 (an engine that holds nothing has nothing to let go of)
         """Close this process's copies of whatever is held, in a forked child: synchronous, without a trace on disk."""

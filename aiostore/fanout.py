@@ -200,7 +200,6 @@ class Fanout:
         if inbox.live and not inbox.events:
             inbox.handed = max(inbox.held, self.head)
         inbox.close()
-        self.inbox_changed(inbox)
 
     def close(self) -> None:
         """Let every reader find out that the store is closed; nothing is put into a queue any more."""

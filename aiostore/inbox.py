@@ -52,7 +52,7 @@ class Inbox:
 
     A commit enters any queue that is not yet full, so that it holds at most one commit more than its bounds; a ``wait``
     queue at most one group, since what is in a group can be held back no more.
-    ``changed(inbox)`` is called when it starts or stops to hold appends back.
+    ``changed(inbox)`` is called when it is live no more, and when it starts or stops to hold appends back.
     """
 
     __slots__ = (
@@ -152,16 +152,10 @@ class Inbox:
 
     def fall_behind(self) -> None:
         """Drop the queue; what it held is read from the log again, or not at all where the subscription fails."""
-        self.live = False
         self.fell_behind_count += 1
         self.overflowed = self.on_slow is OnSlow.FAIL
-        self.events.clear()
-        self._lumps.clear()
-        self.bytes = 0
         self.held = self.handed
-        self._let_go()
-        self._changed(self)
-        self.wake()
+        self.close()
 
     def take(self) -> Event:
         """The next event, which is now handed out; the queue must not be empty."""
@@ -185,12 +179,13 @@ class Inbox:
             self.waiter.set_result(None)
 
     def close(self) -> None:
-        """Drop everything and hold nothing back."""
+        """Drop the queue, be live no more and hold nothing back."""
         self.live = False
         self.events.clear()
         self._lumps.clear()
         self.bytes = 0
         self._let_go()
+        self._changed(self)
         self.wake()
 
     def _hold(self) -> None:

@@ -16,6 +16,18 @@ INTEGER_MAX = 2**64 - 1
 MIB = 1024 * 1024
 
 
+def check_number(name: str, value: object, least: int) -> int:
+    """The number itself, if it is an int of at least ``least``; else ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an int of {least} or more, not {value!r}")
+    return value
+
+
+def check_bound(name: str, value: int | None) -> int | None:
+    """The number itself, if it is None or an int of at least 0; else ValueError."""
+    return None if value is None else check_number(name, value, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds that an application may set for its store, all positive; bytes are of encoded JSON.
@@ -37,6 +49,4 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name} must be a positive int, not {value!r}")
+            check_number(field.name, getattr(self, field.name), 1)

@@ -15,6 +15,7 @@ from typing import Any
 
 from aiostore.engine import Commit
 from aiostore.events import Event, copies
+from aiostore.worker import Worker
 
 SLOW_HANDLER_S = 5.0
 """After so many seconds in one handler, a warning names it."""
@@ -75,7 +76,7 @@ class Listeners:
         self._backlog: deque[Commit] = deque()
         self._delivered = head
         self._held: deque[tuple[int, asyncio.Future[Sequence[Event]], Sequence[Event]]] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._worker = Worker("aiostore delivery", self._deliver, self._ended)
 
     def add(self, handler: Handler, *, wait: bool, head: int) -> Listener:
         """Register a handler for the commits above ``head``."""
@@ -100,7 +101,7 @@ class Listeners:
     @property
     def delivering(self) -> bool:
         """Whether there is anything in the backlog."""
-        return self._task is not None
+        return self._worker.running
 
     def put(self, commit: Commit) -> None:
         """Take a commit into the backlog."""
@@ -109,8 +110,7 @@ class Listeners:
             return
         self._backlog.append(commit)
         self.backlog_bytes += commit.bytes_estimate
-        if self._task is None:
-            self._start()
+        self._worker.start()
 
     def release(self, future: asyncio.Future[Sequence[Event]], events: Sequence[Event]) -> None:
         """Give ``events`` to the future when the handlers that hold appends have had them; at once if none has to."""
@@ -122,22 +122,13 @@ class Listeners:
 
     async def drain(self) -> None:
         """Wait until the backlog is delivered."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
-            await asyncio.sleep(0)  # its end is noted by a callback
-
-    def _start(self) -> None:
-        # A context of its own, so that nothing of the append that happens to start it lives on in it.
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._deliver(), name="aiostore delivery", context=contextvars.Context())
-        self._task.add_done_callback(self._ended)
+        await self._worker.drain()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._task = None
         if not task.cancelled() and task.exception() is not None:
             logger.critical("the delivery to listeners failed", exc_info=task.exception())
         if self._backlog:  # it was cancelled before its first step
-            self._start()
+            self._worker.start()
 
     async def _deliver(self) -> None:
         count = 0

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aiostore.limits import check_bound
+
 if TYPE_CHECKING:
     from aiostore.events import Event
 
@@ -108,7 +110,4 @@ class AppendCondition:
     def __post_init__(self) -> None:
         if not isinstance(self.query, Query):
             raise TypeError(f"the query of an AppendCondition must be a Query, not {self.query!r}")
-        if self.after is None:
-            return
-        if not isinstance(self.after, int) or isinstance(self.after, bool) or self.after < 0:
-            raise ValueError(f"after must be an event_id (0 or more) or None, not {self.after!r}")
+        check_bound("after", self.after)

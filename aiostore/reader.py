@@ -9,21 +9,10 @@ from typing import TypeVar
 
 from aiostore.engine import PAGE_EVENTS, Engine, Question, Selection
 from aiostore.events import Event
+from aiostore.limits import check_number
 from aiostore.query import Query
 
 T = TypeVar("T")
-
-
-def check_number(name: str, value: object, least: int) -> int:
-    """The number itself, if it is an int of at least ``least``; else ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an int of {least} or more, not {value!r}")
-    return value
-
-
-def check_bound(name: str, value: int | None) -> int | None:
-    """The number itself, if it is None or an int of at least 0; else ValueError."""
-    return None if value is None else check_number(name, value, 0)
 
 
 def check_query(query: object) -> Query | None:

@@ -27,11 +27,12 @@ from aiostore.errors import EngineUnsupported, InvalidEvent, StoreClosed, WrongL
 from aiostore.events import END, Event, EventLike, Position, StreamAppend, StreamState, copies
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, Interest, OnSlow
-from aiostore.limits import Limits
+from aiostore.limits import Limits, check_bound, check_number
 from aiostore.listeners import Handler, Listener
 from aiostore.query import AppendCondition, Query
-from aiostore.reader import Reader, check_bound, check_number, check_query
+from aiostore.reader import Reader, check_query
 from aiostore.subscription import OnLive, Subscription, in_wait_body
+from aiostore.worker import Worker
 
 Location = str | os.PathLike[str] | Engine | None
 
@@ -82,6 +83,7 @@ class EventStore(AsyncResource):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
+        self._closer = Worker("aiostore closing", self._close, self._closed)
 
     @classmethod
     async def open(
@@ -141,12 +143,8 @@ class EventStore(AsyncResource):
         if self._closing is None:
             self._state = _State.CLOSING
             self._closing = asyncio.get_running_loop().create_future()
-            self._start_closing()
+            self._closer.start()
         await asyncio.shield(self._closing)
-
-    def _start_closing(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._close(), name="aiostore closing")
-        task.add_done_callback(self._closed)
 
     async def _close(self) -> None:
         self._fanout.close()
@@ -156,7 +154,7 @@ class EventStore(AsyncResource):
     def _closed(self, task: asyncio.Task[None]) -> None:
         assert self._closing is not None
         if task.cancelled():  # before its first step
-            self._start_closing()
+            self._closer.start()
             return
         self._state = _State.CLOSED
         _open_stores().discard(self)
@@ -192,16 +190,15 @@ class EventStore(AsyncResource):
         self._check_loop()
 
     def _check_append(self) -> None:
-        self._check()
-        if self._engine.read_only:
-            raise EngineUnsupported(f"{self._engine.location} was opened with mode='r': it takes no appends")
+        self._check_writer("it takes no appends")
 
     def _check_follow(self) -> None:
+        self._check_writer("it shows what was there then, and follows no writer")
+
+    def _check_writer(self, otherwise: str) -> None:
         self._check()
         if self._engine.read_only:
-            raise EngineUnsupported(
-                f"{self._engine.location} was opened with mode='r': it shows what was there then, and follows no writer"
-            )
+            raise EngineUnsupported(f"{self._engine.location} was opened with mode='r': {otherwise}")
 
     async def append(
         self,

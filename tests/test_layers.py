@@ -26,6 +26,7 @@ LAYERS: dict[int, list[str]] = {
         "inbox",
         "listeners",
         "fanout",
+        "worker",
         "judging",
         "commit",
         "reader",

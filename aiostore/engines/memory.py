@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection
 from aiostore.engines.postings import Postings
 from aiostore.events import Event, copies, copy_event
@@ -34,13 +32,9 @@ class MemoryEngine(Engine):
 
     async def commit(self, plan: Plan) -> None:
         for commit in plan.commits:
-            first = commit.events[0]
-            assert first.event_id == len(self._events) + 1, "positions are dense"
+            assert commit.events[0].event_id == len(self._events) + 1, "positions are dense"
             self._events.extend(commit.events)
-            for event in commit.events:
-                self._postings.add(event)
-            if commit.idempotency_key is not None:
-                self._postings.add_key(first.stream_id, commit.idempotency_key, first.event_id, len(commit.events))
+        self._postings.add_commits(plan.commits)
 
     async def facts(self, question: Question) -> Facts:
         head = len(self._events)
@@ -52,13 +46,7 @@ class MemoryEngine(Engine):
                 first, count = place
                 stored = copies(self._events[first - 1 : first - 1 + count])
         if question.condition is not None:
-            condition = question.condition
-            selection = Selection(up_to=head, after=condition.after or 0, query=condition.query)
-            page = await self.read(selection)
-            while not page.events and page.cursor is not None:
-                await asyncio.sleep(0)  # a long search must not keep the loop to itself
-                page = await self.read(selection, page.cursor)
-            match = page.events[0].event_id if page.events else None
+            match = await self.first_match(question.condition, head)
         return Facts(head, versions, stored, match)
 
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from aiostore.engine import Selection
+from aiostore.engine import Commit, Selection
 from aiostore.query import QueryItem
 
 
@@ -61,6 +61,14 @@ class Postings:
                 if of_tag is None:
                     of_tag = tags[tag] = array("Q")
                 of_tag.append(event_id)
+
+    def add_commits(self, commits: Iterable[Commit]) -> None:
+        """Enter the events and the keys of the next commits."""
+        for commit in commits:
+            self.add_all(commit.events)
+            if commit.idempotency_key is not None:
+                first = commit.events[0]
+                self.add_key(first.stream_id, commit.idempotency_key, first.event_id, len(commit.events))
 
     def add_key(self, stream_id: str, key: str, first_event_id: int, events_count: int) -> None:
         """Enter the idempotency key of a commit."""

@@ -172,8 +172,7 @@ class FileEngine(Engine):
             stored = await self._all(Selection(up_to=first + count - 1, after=first - 1))
         match = None
         if question.condition is not None:
-            condition = question.condition
-            match = await self._first(Selection(up_to=head, after=condition.after or 0, query=condition.query))
+            match = await self.first_match(question.condition, head)
         return Facts(head, versions, stored, match)
 
     async def _all(self, selection: Selection) -> list[Event]:
@@ -184,13 +183,6 @@ class FileEngine(Engine):
             page = await self.read(selection, page.cursor)
             events.extend(page.events)
         return events
-
-    async def _first(self, selection: Selection) -> int | None:
-        page = await self.read(selection)
-        while not page.events and page.cursor is not None:
-            await asyncio.sleep(0)
-            page = await self.read(selection, page.cursor)
-        return page.events[0].event_id if page.events else None
 
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
         return await self._held().pages.read(selection, cursor, max_events)

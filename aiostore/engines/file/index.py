@@ -48,11 +48,7 @@ class Index:
 
     def add_commits(self, commits: Sequence[Commit], starts: list[int], size: int) -> None:
         """Take in a group that was written at the end of the last segment."""
-        self.postings.add_all(event for commit in commits for event in commit.events)
-        for commit in commits:
-            if commit.idempotency_key is not None:
-                first = commit.events[0]
-                self.postings.add_key(first.stream_id, commit.idempotency_key, first.event_id, len(commit.events))
+        self.postings.add_commits(commits)
         self.segments[-1].extend(starts, size)
         last = commits[-1].events[-1]
         self.head = Head(last.event_id, last._timestamp)
