@@ -10,7 +10,9 @@ from aiostore.errors import (
     IdempotencyConflict,
     InvalidEvent,
     OutcomeUnknown,
+    ProjectionStopped,
     SlowSubscriber,
+    StateConflict,
     StoreClosed,
     StoreCorrupt,
     StoreFailed,
@@ -19,8 +21,11 @@ from aiostore.errors import (
     WrongLoop,
 )
 from aiostore.events import END, NO_STREAM, STREAM_EXISTS, Event, NewEvent, StreamAppend
+from aiostore.fold import reconstruct_state
 from aiostore.limits import Limits
 from aiostore.listeners import Listener
+from aiostore.live_projection import LiveProjection
+from aiostore.projection import Projection
 from aiostore.query import AppendCondition, Query, QueryItem
 from aiostore.reader import Reader
 from aiostore.store import EventStore
@@ -47,6 +52,10 @@ __all__ = [  # noqa: RUF022 (grouped)
     "SubscriptionStatistics",
     "Listener",
     "END",
+    # what is made of events
+    "Projection",
+    "LiveProjection",
+    "reconstruct_state",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",
@@ -60,6 +69,8 @@ __all__ = [  # noqa: RUF022 (grouped)
     "StoreCorrupt",
     "OutcomeUnknown",
     "SlowSubscriber",
+    "ProjectionStopped",
+    "StateConflict",
     "EngineUnavailable",
     "EngineUnsupported",
     "WrongLoop",

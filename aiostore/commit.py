@@ -81,6 +81,7 @@ class Committer:
 
     def start(self, fanout: Fanout, timestamp: str) -> None:
         """Begin to take appends: publish to ``fanout``, with timestamps not before ``timestamp``."""
+        self._loop = asyncio.get_running_loop()
         self._fanout = fanout
         self._timestamp = timestamp
 
@@ -94,7 +95,7 @@ class Committer:
 
         Cancelled before its group is formed, it is not stored; later, it may be.
         """
-        future: asyncio.Future[Sequence[Event]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Sequence[Event]] = self._loop.create_future()
         from_handler = self._fanout.listeners.calls_this_context()
         staged = Staged(append, future, from_handler=from_handler, from_wait_body=from_wait_body)
         if not suffices(staged.facts, append, self._fanout.ring):

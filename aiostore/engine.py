@@ -95,6 +95,18 @@ class Plan(NamedTuple):
     commits: Sequence[Commit]
 
 
+class State(NamedTuple):
+    """Something derived from the events up to ``position``, kept beside them: a snapshot, a checkpoint."""
+
+    position: int
+    """An event_id, 0 for none: what the value was made of."""
+    value: bytes
+    revision: int = 0
+    """How often it was saved."""
+    fits: bool = True
+    """Whether the log has the very event at the position that it had when this was saved; if not, it is worthless."""
+
+
 class Engine(ABC):
     """What keeps the events. Every method but `abandon` is called in the loop that opened it."""
 
@@ -157,6 +169,24 @@ class Engine(ABC):
             await asyncio.sleep(0)  # a long search must not keep the loop to itself
             page = await self.read(selection, page.cursor)
         return page.events[0].event_id if page.events else None
+
+    @abstractmethod
+    async def load_state(self, key: str) -> State | None:
+        """What was last saved under the key, None if nothing was.
+
+        Raises `StoreCorrupt`, `EngineUnavailable`, `EngineUnsupported` (kept by a later version).
+        """
+
+    @abstractmethod
+    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+        """Keep the value and its position in place of what is kept under the key; returns the new revision.
+
+        In one step, and as durably as events are; never before the events up to the position are as durable. Position
+        0 to the head. ``expected_revision``: that of what is replaced, 0 for nothing, None for whatever it is; else
+        `StateConflict`, and nothing is saved. Cancelled, it may or may not be saved.
+
+        Raises `StoreFull`, `StoreFailed`, `StoreCorrupt`, `EngineUnavailable`, `EngineUnsupported` (opened to read).
+        """
 
     def abandon(self) -> None:  # noqa: B027 (an engine that holds nothing has nothing to let go of)
         """Close this process's copies of whatever is held, in a forked child: synchronous, without a trace on disk."""

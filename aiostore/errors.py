@@ -71,6 +71,32 @@ class IdempotencyConflict(EventStoreError):
         )
 
 
+class StateConflict(EventStoreError):
+    """What is kept under ``key`` was saved by somebody else meanwhile; nothing was saved. Revisions, 0 for none."""
+
+    def __init__(self, key: str, expected: int, actual: int) -> None:
+        super().__init__(key, expected, actual)
+        self.key = key
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return f"state {self.key!r} was expected at revision {self.expected} but is at {self.actual}; load it again"
+
+
+class ProjectionStopped(EventStoreError):
+    """The projection does not follow the store: not started, closed, or cut off. It has all up to ``position``."""
+
+    def __init__(self, name: str, position: int, reason: str) -> None:
+        super().__init__(name, position, reason)
+        self.name = name
+        self.position = position
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"projection {self.name!r} is at event {self.position} and goes no further: {self.reason}"
+
+
 class StoreClosed(EventStoreError):
     """The store is not open: not yet, or not any more."""
 

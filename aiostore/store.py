@@ -148,7 +148,7 @@ class EventStore(AsyncResource):
 
     async def _close(self) -> None:
         self._fanout.close()
-        for step in (self._committer.aclose, self._fanout.listeners.drain, self._engine.aclose):
+        for step in (self._committer.aclose, self._fanout.listeners.aclose, self._engine.aclose):
             await _finish(step)
 
     def _closed(self, task: asyncio.Task[None]) -> None:
@@ -192,8 +192,15 @@ class EventStore(AsyncResource):
     def _check_append(self) -> None:
         self._check_writer("it takes no appends")
 
-    def _check_follow(self) -> None:
+    def _parts(self) -> tuple[Engine, Fanout]:
+        """What the layer above builds on, checked as every call is."""
+        self._check()
+        return self._engine, self._fanout
+
+    def _followed(self) -> Fanout:
+        """What is published, where it can be followed; checked as every call is."""
         self._check_writer("it shows what was there then, and follows no writer")
+        return self._fanout
 
     def _check_writer(self, otherwise: str) -> None:
         self._check()
@@ -354,7 +361,7 @@ class EventStore(AsyncResource):
         without a step it becomes ``"catch_up"``); ``"fail"`` raises `SlowSubscriber`. ``on_live(subscription)``, plain
         or async, is called each time it has come from history to live and handed out all there was.
         """
-        self._check_follow()
+        fanout = self._followed()
         if after is not END:
             after = check_number("after", after, 0)
         if on_live is not None and not callable(on_live):
@@ -364,9 +371,9 @@ class EventStore(AsyncResource):
             check_number("queue_size", queue_size, 1),
             self._limits.queue_bytes_max,
             OnSlow(on_slow),
-            self._fanout.inbox_changed,
+            fanout.inbox_changed,
         )
-        return Subscription(self._engine, self._fanout, inbox, after, on_live, self._check)
+        return Subscription(self._engine, fanout, inbox, after, on_live, self._check)
 
     def on_commit(self, handler: Handler, *, wait: bool = True) -> Listener:
         """Have ``await handler(events)`` called with each commit from now on, one after another, in order.
@@ -376,8 +383,8 @@ class EventStore(AsyncResource):
         commit in hand. A handler that raises gets nothing more: the error is logged and kept on the `Listener`, the
         append succeeds, and the others get the commit. A handler must not wait for another task's append.
         """
-        self._check_follow()
-        return self._fanout.listeners.add(handler, wait=wait, head=self._fanout.head)
+        fanout = self._followed()
+        return fanout.listeners.add(handler, wait=wait, head=fanout.head)
 
     def __repr__(self) -> str:
         state = self._state.value

@@ -23,6 +23,11 @@ class Worker:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The task, while it runs."""
+        return self._task
+
+    @property
     def running(self) -> bool:
         """Whether the task was started and its end is not yet noted."""
         return self._task is not None

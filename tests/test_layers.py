@@ -33,7 +33,7 @@ LAYERS: dict[int, list[str]] = {
         "subscription",
         "store",
     ],
-    4: ["projection", "consumer", "decider", "schema"],
+    4: ["fold", "snapshots", "projection", "live_projection", "consumer", "decider", "schema"],
     5: ["http", "cli", "frames"],
     6: ["aiostore"],  # __init__.py, which shows all of them
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection
+from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
 from aiostore.engines.postings import Postings
+from aiostore.errors import StateConflict
 from aiostore.events import Event, copies, copy_event
 
 EXAMINED_MAX = 2000
@@ -18,6 +19,7 @@ class MemoryEngine(Engine):
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._postings = Postings()
+        self._states: dict[str, State] = {}
 
     @property
     def location(self) -> str:
@@ -29,6 +31,7 @@ class MemoryEngine(Engine):
     async def aclose(self) -> None:
         self._events = []
         self._postings = Postings()
+        self._states = {}
 
     async def commit(self, plan: Plan) -> None:
         for commit in plan.commits:
@@ -60,3 +63,15 @@ class MemoryEngine(Engine):
                 found.append(copy_event(event))
             cursor = event_id
         return Page(found, None)
+
+    async def load_state(self, key: str) -> State | None:
+        return self._states.get(key)
+
+    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+        assert 0 <= position <= len(self._events), "a state is made of events that are there"
+        kept = self._states.get(key)
+        revision = kept.revision if kept else 0
+        if expected_revision not in (None, revision):
+            raise StateConflict(key, expected_revision, revision)
+        self._states[key] = State(position, bytes(value), revision + 1)
+        return revision + 1

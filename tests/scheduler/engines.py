@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiostore import Engine, StoreClosed, StoreFull
-from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Facts, Head, Page, Plan, Question, Selection
+from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Facts, Head, Page, Plan, Question, Selection, State
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.memory import MemoryEngine
@@ -80,6 +80,18 @@ class RestlessEngine(Engine):
         page = await self._inner.read(selection, cursor, self._chance.choice((1, 3, max_events)))
         await self._dawdle()
         return page
+
+    async def load_state(self, key: str) -> State | None:
+        await self._dawdle()
+        return await self._inner.load_state(key)
+
+    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+        await self._dawdle()
+        if self._full_every and self._chance.randrange(self._full_every) == 0:
+            raise StoreFull(self.location, "so it was chosen")
+        revision = await self._inner.save_state(key, position, value, expected_revision=expected_revision)
+        await self._dawdle()
+        return revision
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:

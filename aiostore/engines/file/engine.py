@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
-from aiostore.engine import PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection
+from aiostore.engine import PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
 from aiostore.engines.file.disk import Disk, DiskThread, deliver_later, until_done
 from aiostore.engines.file.index import Index
 from aiostore.engines.file.opening import Options, Writer, check_place, open_to_read, open_to_write
 from aiostore.engines.file.pages import PageReader
 from aiostore.engines.file.segment import SegmentFiles
-from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreClosed
+from aiostore.engines.file.state import Row, StateFile
+from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreClosed, StoreCorrupt
 from aiostore.events import Event
 from aiostore.limits import MIB
 
 if TYPE_CHECKING:
     from os import PathLike
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SEGMENT_BYTES = 16 * MIB
 SEGMENT_BYTES_MAX = 1024 * MIB
@@ -35,6 +40,8 @@ class _Opened:
     files: SegmentFiles
     index: Index
     pages: PageReader
+    state: StateFile
+    state_thread: ThreadPoolExecutor
 
 
 class FileEngine(Engine):
@@ -110,7 +117,9 @@ class FileEngine(Engine):
         index = opened.index if isinstance(opened, Writer) else opened
         readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="aiostore-read")
         files = SegmentFiles(self._disk, readers)
-        self._opened = _Opened(thread, readers, files, index, PageReader(index, files))
+        state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
+        state = StateFile(self._disk, self._disk.absolute(self._path))
+        self._opened = _Opened(thread, readers, files, index, PageReader(index, files), state, state_thread)
         return index.head
 
     def _open(self, going_on: Callable[[], None]) -> Writer | Index:
@@ -139,6 +148,7 @@ class FileEngine(Engine):
 
     def _close(self, opened: _Opened) -> None:
         opened.readers.shutdown()
+        opened.state_thread.shutdown()
         opened.files.close()
         if self._writer is not None:
             self._writer.close()
@@ -156,10 +166,13 @@ class FileEngine(Engine):
         return self._opened
 
     async def commit(self, plan: Plan) -> None:
+        await self._writing().log.append(plan)
+
+    def _writing(self) -> Writer:
         self._held()
         if self._writer is None:
-            raise EngineUnsupported(f"{self._path} was opened with mode='r': open it with mode='rw' to append")
-        await self._writer.log.append(plan)
+            raise EngineUnsupported(f"{self._path} was opened with mode='r': open it with mode='rw' to write")
+        return self._writer
 
     async def facts(self, question: Question) -> Facts:
         index = self._held().index
@@ -186,6 +199,31 @@ class FileEngine(Engine):
 
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
         return await self._held().pages.read(selection, cursor, max_events)
+
+    async def load_state(self, key: str) -> State | None:
+        opened = self._held()
+        row: Row | None = await self._in_state_thread(opened.state.load, key)
+        if row is None:
+            return None
+        fits = row.crc == await self._crc(row.position)
+        return State(row.position, row.value, row.revision, fits)
+
+    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+        log = self._writing().log
+        opened = self._held()
+        crc = await self._crc(position)
+        if crc is None:
+            raise StoreCorrupt(self._path, 0, "the event that a state was made of cannot be read", position, position)
+        await log.sync(position)
+        return await self._in_state_thread(opened.state.save, key, position, crc, value, expected_revision)
+
+    async def _crc(self, position: int) -> str | None:
+        """The checksum of the line at the position, "" at 0; None where there is no whole line."""
+        return await self._held().pages.crc(position) if position else ""
+
+    async def _in_state_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._held().state_thread, call)
 
 
 def _let_go(opened: Writer | Index) -> None:

@@ -185,6 +185,11 @@ def checksum_holds(line: bytes, seed: int) -> bool:
     return line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc32(line[:-CRC_BYTES], seed)
 
 
+def checksum_of(line: bytes) -> str:
+    """The checksum that a line, without its newline, ends in."""
+    return line[-10:-2].decode()
+
+
 def decode_events(data: bytes, seed: int, first_event_id: int, count: int) -> list[Event]:
     """The events of so many neighbouring lines, each checked; each event holds only its own line. Else `Damaged`."""
     lines = data.split(b"\n")

@@ -131,7 +131,7 @@ class Log:
         self._failed: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_append = 0.0
-        self._appending = False
+        self._in_use = asyncio.Lock()  # by an append or a sync: neither may find the other's file closed
         if not index.segments:
             index.add_segment(Segment(directory, store_id, index.head.event_id + 1))
         segment = index.segments[-1]
@@ -154,14 +154,11 @@ class Log:
         if self._failed is not None:
             raise StoreFailed(self._directory, self._failed)
         assert plan.commits[0].events[0].event_id == self._index.head.event_id + 1, "positions are dense"
-        self._appending = True
-        try:
+        async with self._in_use:
             if self._index.segments[-1].end >= self._segment_bytes:
                 await self._roll()
             group, starts = await self._encode(plan)
             await self._write(plan, group, starts)
-        finally:
-            self._appending = False
         self._last_append = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_SECONDS, self._idle)
@@ -244,8 +241,8 @@ class Log:
         """The timer: if nothing was appended for a while, have the head synced."""
         self._timer = None
         wait = self._last_append + IDLE_SECONDS - self._loop.time()
-        if self._appending or wait > 0:
-            self._timer = self._loop.call_later(IDLE_SECONDS if self._appending else wait, self._idle)
+        if self._in_use.locked() or wait > 0:
+            self._timer = self._loop.call_later(IDLE_SECONDS if self._in_use.locked() else wait, self._idle)
         elif self._failed is None:
             job = self._thread.submit_aside(self._sync, self._index.head.event_id)
             job.add_done_callback(lambda job: self._loop.call_soon_threadsafe(self._idled, job))
@@ -263,6 +260,20 @@ class Log:
             self._file.sync(last_event_id)
         self._head.sync()
         return last_event_id
+
+    async def sync(self, event_id: int) -> None:
+        """Have everything up to this event durable; `StoreFailed` if that cannot be."""
+        async with self._in_use:
+            if event_id <= self._durable:
+                return
+            if self._failed is not None:
+                raise StoreFailed(self._directory, self._failed)
+            last = self._index.head.event_id
+            try:
+                await self._thread.whole(self._thread.trip(self._file.sync, last))
+            except OSError as error:
+                raise self._fail(error) from error
+            self._durable = last
 
     def stop(self) -> None:
         """Cancel the timer."""

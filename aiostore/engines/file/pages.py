@@ -10,7 +10,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from aiostore.engine import Page, Selection
-from aiostore.engines.file.format import Damaged, decode_events
+from aiostore.engines.file.format import Damaged, checksum_holds, checksum_of, decode_events
 from aiostore.engines.file.index import Damage, Index
 from aiostore.engines.file.segment import Segment, SegmentFiles
 from aiostore.engines.postings import bounds
@@ -55,6 +55,18 @@ class PageReader:
         if self._index.damages:
             return await self._up_to_damage(selection, cursor, max_events)
         return await self._undamaged(selection, cursor, max_events)
+
+    async def crc(self, event_id: int) -> str | None:
+        """The checksum that stands in the event's line; None where there is no such event, or its line is damaged."""
+        if not 1 <= event_id <= self._index.head.event_id:
+            return None
+        segment = self._index.segment_of(event_id)
+        start, end = segment.span(event_id, event_id)
+        try:
+            line = (await self._files.read(segment, start, end - start)).rstrip(b"\n")
+        except OSError as error:
+            raise EngineUnavailable(f"{segment.path} cannot be read now: {error}") from error
+        return checksum_of(line) if checksum_holds(line, segment.seed) else None
 
     async def _undamaged(self, selection: Selection, cursor: int | None, max_events: int) -> Page:
         if selection.query and selection.query.items:

@@ -1,0 +1,84 @@
+"""Folding: a state made of events, one after another, by a handler for each type; and the state of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from aiostore.drafts import check_name
+from aiostore.events import Event
+from aiostore.limits import EVENT_TYPE_BYTES_MAX, check_number
+from aiostore.store import EventStore
+
+S = TypeVar("S")
+
+StateHandler = Callable[[S, Event], Awaitable[S | None] | S | None]
+"""``handler(state, event)``, plain or async: changes the state, or returns the new one (None: it is still the same)."""
+
+
+def check_handler(event_type: object, handler: object) -> str:
+    """The event type itself, if it is one and ``handler`` can be called; else `InvalidEvent` or TypeError."""
+    if not callable(handler):
+        raise TypeError(f"the handler of {event_type!r} must be callable, not {handler!r}")
+    return check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
+
+
+class Fold(Generic[S]):
+    """A state and how far it has come. ``handlers``: by event type; what has none is passed over."""
+
+    __slots__ = ("handlers", "position", "state", "taken_count")
+
+    def __init__(self, handlers: dict[str, StateHandler[S]], state: S) -> None:
+        self.handlers = handlers
+        self.state = state
+        self.position = 0
+        """The event_id of the last event taken."""
+        self.taken_count = 0
+
+    async def take(self, events: Sequence[Event]) -> None:
+        """Take the events, in order. Where a handler raises or is cancelled, that event is the next to be taken."""
+        handlers = self.handlers
+        for event in events:
+            handler = handlers.get(event.event_type)
+            if handler is not None:
+                result: Any = handler(self.state, event)
+                if result is not None:
+                    if isinstance(result, Awaitable):
+                        result = await result
+                    if result is not None:
+                        self.state = result
+            self.position = event.event_id
+            self.taken_count += 1
+
+
+async def reconstruct_state(
+    store: EventStore,
+    stream_id: str,
+    handlers: Mapping[str, StateHandler[Any]],
+    *,
+    initial: Callable[[], Any] = dict,
+    up_to: int | datetime | None = None,
+) -> Any:
+    """The state of a stream, made anew of its events: as it is, or as it was at a version or at a time.
+
+    ``handlers``: by event type, ``handler(state, event)``, plain or async; changes the state or returns the new one.
+    Events without a handler are passed over. ``initial()`` gives the state before the first event. ``up_to``: a
+    version, included (0: before the first event), or an aware datetime: the events stored until then. None: all.
+
+    Raises what a handler raises; ValueError for a naive datetime; what `EventStore.read_stream` raises.
+    """
+    checked = {check_handler(event_type, handler): handler for event_type, handler in handlers.items()}
+    fold = Fold(checked, initial())
+    until = up_to if isinstance(up_to, datetime) else None
+    if until is not None and until.tzinfo is None:
+        raise ValueError(f"up_to must be an aware datetime, as events have it: {until!r} has no time zone")
+    version = check_number("up_to", up_to, 0) if up_to is not None and until is None else None
+    async for events in store.read_stream(stream_id, to_version=version).batches():
+        if until is not None and events[-1].timestamp > until:
+            await fold.take([event for event in events if event.timestamp <= until])
+            break
+        await fold.take(events)
+        await asyncio.sleep(0)  # handlers may take long
+    return fold.state

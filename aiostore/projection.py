@@ -1,0 +1,309 @@
+"""Projections: a state kept up to date with the events of the store, when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar, overload
+
+from aiostore.drafts import check_name
+from aiostore.errors import EventStoreError
+from aiostore.events import Event
+from aiostore.fold import Fold, StateHandler, check_handler
+from aiostore.limits import check_number
+from aiostore.query import Query
+from aiostore.reader import check_query
+from aiostore.snapshots import SnapshotCodec, Unfit
+from aiostore.store import EventStore
+
+NAME_BYTES_MAX = 200
+
+S = TypeVar("S")
+H = TypeVar("H", bound=StateHandler[Any])
+
+logger = logging.getLogger("aiostore")
+
+
+class _Turn:
+    """One task at a time works on a projection; one that comes again while it does would wait for itself."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def mine(self) -> bool:
+        """Whether the current task has the turn: it runs in a handler."""
+        return self._task is not None and self._task is asyncio.current_task()
+
+    async def take(self, task: asyncio.Task[Any] | None) -> None:
+        """Wait for the turn, for this task, which is the current one."""
+        if self._task is not None and self._task is task:
+            raise RuntimeError("a handler cannot wait for its own projection: it would wait for itself")
+        await self._lock.acquire()
+        self._task = task
+
+    def give_back(self) -> None:
+        """Let the next one work."""
+        self._task = None
+        self._lock.release()
+
+    async def __aenter__(self) -> None:
+        await self.take(asyncio.current_task())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.give_back()
+
+
+class Projection(Generic[S]):
+    """A state made of the events of a store, by a handler for each event type; `catch_up` brings it up to date.
+
+    ``name``: under which its snapshots are kept, 1 to 200 bytes; give a new one when what the handlers do changes.
+    ``initial()`` gives the state before the first event. ``state_type``: what the state is, so that a snapshot restores
+    it: a msgspec Struct, a dataclass, ``dict[str, Account]``, ``set[int]``, a Counter, a pydantic model…; then
+    ``initial`` is that type if not given. Without it, the state must be made of plain values (dict, list, str, bytes,
+    numbers, None, datetime). ``query``: only these events. ``snapshot_interval``: after so many events `catch_up` saves
+    a snapshot, and the first `catch_up` begins from the last one; without it, use `save_snapshot` and `load_snapshot`.
+
+    A projection belongs to the loop of its store. Its state is its own: read it, and leave changing it to the handlers.
+    """
+
+    @overload
+    def __init__(
+        self: Projection[dict[str, Any]],
+        name: str,
+        store: EventStore,
+        *,
+        query: Query | None = None,
+        snapshot_interval: int | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        store: EventStore,
+        *,
+        initial: Callable[[], S],
+        state_type: Any = None,
+        query: Query | None = None,
+        snapshot_interval: int | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        store: EventStore,
+        *,
+        state_type: type[S],
+        query: Query | None = None,
+        snapshot_interval: int | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        store: EventStore,
+        *,
+        initial: Callable[[], Any] = dict,
+        state_type: Any = None,
+        query: Query | None = None,
+        snapshot_interval: int | None = None,
+    ) -> None:
+        self._name = check_name(name, "name", NAME_BYTES_MAX)
+        if not isinstance(store, EventStore):
+            raise TypeError(f"a projection is of an EventStore, not {store!r}")
+        if initial is dict and state_type is not None:
+            initial = state_type
+        if not callable(initial):
+            raise TypeError(
+                f"initial must be a function that gives the first state, such as lambda: 0, not {initial!r}"
+            )
+        self._store = store
+        self._query = check_query(query)
+        self._codec = SnapshotCodec(state_type)
+        self._interval = None if snapshot_interval is None else check_number("snapshot_interval", snapshot_interval, 1)
+        self._fold: Fold[S] = Fold({}, initial())
+        # The types whose events were not passed over so far; None while nothing was taken.
+        self._heeded: frozenset[str] | None = None
+        self._load_due = self._interval is not None
+        self._saved_count = 0  # how many events had been taken when the last snapshot was made
+        self._turn = _Turn()
+        self._error: BaseException | None = None
+
+    @property
+    def name(self) -> str:
+        """The name under which its snapshots are kept."""
+        return self._name
+
+    @property
+    def state(self) -> S:
+        """The state, made of all matching events up to `position`."""
+        state: S = self._fold.state
+        return state
+
+    @property
+    def position(self) -> int:
+        """Every matching event up to this event_id is in the state."""
+        return self._fold.position
+
+    @property
+    def lag(self) -> int:
+        """How many events of the store, matching or not, lie between the position and the head."""
+        _, fanout = self._store._parts()
+        return max(0, fanout.head - self._fold.position)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What stopped it, None if nothing did: what a handler raised at the first event behind `position`."""
+        return self._error
+
+    @overload
+    def when(self, event_type: str, handler: StateHandler[S]) -> StateHandler[S]: ...
+    @overload
+    def when(self, event_type: str, handler: None = None) -> Callable[[H], H]: ...
+    def when(self, event_type: str, handler: Any = None) -> Any:
+        """Have ``handler(state, event)`` called with each event of the type; also a decorator, ``@p.when("Opened")``.
+
+        The handler, plain or async, changes the state or returns the new one. What it raises stops the projection at
+        that event, which comes again when it goes on: raise before changing the state, or return a new one. Events of
+        a type without a handler are passed over. One handler for each type, and before the first event: else
+        ValueError, RuntimeError. Returns the handler.
+        """
+        if handler is None:
+            return lambda function: self.when(event_type, function)
+        event_type = check_handler(event_type, handler)
+        if event_type in self._fold.handlers:
+            raise ValueError(f"projection {self._name!r} has a handler for {event_type!r} already")
+        if self._heeded is not None and event_type not in self._heeded:
+            raise RuntimeError(
+                f"projection {self._name!r} passed over the events of type {event_type!r} up to event {self.position}: "
+                "register its handlers first"
+            )
+        self._fold.handlers[event_type] = handler
+        return handler
+
+    async def catch_up(self) -> int:
+        """Take all matching events behind `position` up to the head as of now; returns how many.
+
+        `position` and `lag` tell how far it has come. Raises what a handler raises (see `when`; also as `error`) and
+        what a read raises; the next call goes on at that event. Cancelled, too: an event in whose handler it was
+        cancelled comes again. One call at a time, others wait. RuntimeError in a handler of its own.
+        """
+        async with self._turn:
+            return await self._read_on()
+
+    async def _read_on(self, up_to: int | None = None, going_on: Callable[[], object] = bool) -> int:
+        """Take what the store has; the turn must be ours. ``going_on`` is called now and then, and may raise."""
+        if self._load_due:
+            await self._load()
+        self._error = None
+        self._heed()
+        fold = self._fold
+        count = fold.taken_count
+        reader = self._store.read_all(after=fold.position, up_to=up_to, query=self._query)
+        async for events in reader.batches():
+            await self._take(events)
+            going_on()
+        fold.position = max(fold.position, reader.head if up_to is None else min(up_to, reader.head))
+        return fold.taken_count - count
+
+    def _heed(self) -> frozenset[str]:
+        """The types that are heeded from now on; RuntimeError if a handler of those that made the state is missing."""
+        if self._heeded is None:
+            self._heeded = frozenset(self._fold.handlers)
+        missing = self._heeded - self._fold.handlers.keys()
+        if missing:
+            raise RuntimeError(
+                f"projection {self._name!r} lacks the handlers that made its snapshot: {sorted(missing)}"
+            )
+        return self._heeded
+
+    async def _take(self, events: Sequence[Event]) -> None:
+        """Take matching events, with a snapshot whenever one is due; what a handler raises is kept as the error."""
+        fold = self._fold
+        while events:
+            count = fold.taken_count
+            due = len(events) if self._interval is None else self._interval - (count - self._saved_count)
+            try:
+                await fold.take(events[:due])
+            except Exception as error:
+                self._error = error
+                raise
+            events = events[due:]
+            if self._interval is not None and fold.taken_count - self._saved_count >= self._interval:
+                await self._snapshot_due()
+
+    async def _snapshot_due(self) -> None:
+        await self._save_or_warn(self.position, self._encode())
+
+    async def _save_or_warn(self, position: int, value: bytes) -> None:
+        """Save a snapshot that nobody asked for: without it, the next start only takes longer."""
+        try:
+            await self._save(position, value)
+        except EventStoreError as error:
+            logger.warning("projection %r goes on without a snapshot at event %d: %s", self._name, position, error)
+
+    # --- snapshots ---
+
+    async def save_snapshot(self) -> None:
+        """Keep the state and its position in the store, in one step, in place of the last snapshot of this name.
+
+        Raises TypeError where the state could not be restored as it is (see ``state_type``), and what
+        `Engine.save_state` raises. Cancelled, it may or may not be saved. RuntimeError in a handler of its own.
+        """
+        async with self._turn:
+            position, value = self.position, self._encode()
+        await self._save(position, value)
+
+    async def load_snapshot(self) -> bool:
+        """Take state and position from the last snapshot of this name; returns whether there was one that fits.
+
+        One that does not is discarded, said in a log line, and leaves the projection as it is: made with another
+        ``state_type``, ``query`` or other handled types, or of events that the log does not have (any more).
+        """
+        async with self._turn:
+            return await self._load()
+
+    def _encode(self) -> bytes:
+        heeded = self._heed()
+        self._saved_count = self._fold.taken_count
+        return self._codec.encode(self._fold.state, self._query, heeded)
+
+    async def _save(self, position: int, value: bytes) -> None:
+        engine, _ = self._store._parts()
+        await engine.save_state(self._key, position, value)
+
+    async def _load(self) -> bool:
+        engine, _ = self._store._parts()
+        kept = await engine.load_state(self._key)
+        self._load_due = False
+        if kept is None:
+            return False
+        fold = self._fold
+        try:
+            if not kept.fits:
+                raise Unfit("the log does not have the event that it was made at")
+            state, heeded = self._codec.decode(kept.value, self._query, fold.handlers)
+        except Unfit as unfit:
+            logger.warning(
+                "the snapshot of projection %r at event %d is discarded, and made anew of the events: %s",
+                self._name,
+                kept.position,
+                unfit,
+            )
+            return False
+        fold.state, fold.position = state, kept.position
+        self._heeded, self._saved_count = heeded, fold.taken_count
+        return True
+
+    @property
+    def _key(self) -> str:
+        return f"projection/{self._name}"
+
+    def __repr__(self) -> str:
+        state = f"{self.state!r:.200}"
+        error = f" error={self._error!r}" if self._error else ""
+        return f"<{type(self).__name__} {self._name!r} position={self.position} state={state}{error}>"

@@ -1,0 +1,140 @@
+"""Snapshots of a projection: a state as bytes that give the same state again, and what must be so for them to fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from aiostore.query import Query
+
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+
+
+class Unfit(Exception):
+    """A snapshot that is not for this projection as it is now, and why."""
+
+
+class _Snapshot(msgspec.Struct, array_like=True, frozen=True):
+    state_type: str
+    query: str
+    event_types: tuple[str, ...]
+    state: msgspec.Raw
+
+
+class SnapshotCodec:
+    """Encodes states of ``state_type`` in MessagePack, and decodes them.
+
+    None stands for plain values: dict, list, str, bytes, int, float, bool, None, datetime. Else a type that msgspec
+    knows (a Struct, dataclass, TypedDict, ``set[int]``…), a pydantic model, or a class that is made of one plain value
+    (a Counter). TypeError if it is none of these.
+    """
+
+    def __init__(self, state_type: Any = None) -> None:
+        self._fingerprint = "" if state_type is None else _fingerprint(state_type)
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_dump)
+        self._decoder = msgspec.msgpack.Decoder(Any if state_type is None else state_type, dec_hook=_restore)
+
+    def encode(self, state: Any, query: Query | None, event_types: Collection[str]) -> bytes:
+        """A snapshot of the state, made by a query and handlers of these types; TypeError if it would not come back.
+
+        It is decoded and compared, so that what is loaded one day is what was saved.
+        """
+        try:
+            piece = self._encoder.encode(state)
+            restored = self._decoder.decode(piece)
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+            raise TypeError(f"the state cannot be kept in a snapshot: {error}") from error
+        if not _same(state, restored):
+            raise TypeError(
+                f"the state would not come back from a snapshot as it is: {state!r:.80} would be {restored!r:.80}; "
+                "give its type as state_type, or keep it in plain values"
+            )
+        return msgspec.msgpack.encode(
+            _Snapshot(self._fingerprint, repr(query), _sorted(event_types), msgspec.Raw(piece))
+        )
+
+    def decode(self, value: bytes, query: Query | None, event_types: Collection[str]) -> tuple[Any, frozenset[str]]:
+        """The state, and the types of the handlers that made it; `Unfit` if a replay would give another.
+
+        Without any ``event_types`` those of the snapshot are taken for right: the handlers are still to come.
+        """
+        try:
+            snapshot = msgspec.msgpack.decode(value, type=_Snapshot)
+            if snapshot.state_type != self._fingerprint:
+                raise Unfit("its state_type is another")
+            if snapshot.query != repr(query):
+                raise Unfit("its query is another")
+            if event_types and snapshot.event_types != _sorted(event_types):
+                raise Unfit(f"it was made with handlers of {', '.join(snapshot.event_types) or 'nothing'}")
+            state = self._decoder.decode(snapshot.state)
+        except Unfit:
+            raise
+        except Exception as error:  # what a state_type of its own makes of it
+            raise Unfit(f"it cannot be read: {error}") from error
+        return state, frozenset(snapshot.event_types)
+
+
+def _sorted(names: Collection[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))
+
+
+def _fingerprint(state_type: Any) -> str:
+    """What changes when the type's fields do: a snapshot that lacks a field would be filled with its default."""
+    try:
+        schema = msgspec.json.encode(msgspec.json.schema(state_type, schema_hook=_describe), order="deterministic")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"state_type must be a type of which snapshots can be made, not {state_type!r}: {error}"
+        ) from error
+    return hashlib.sha256(schema).hexdigest()
+
+
+# What msgspec does not know by itself: pydantic models, and classes made of one plain value.
+
+
+def _describe(kind: Any) -> dict[str, Any]:
+    if hasattr(kind, "model_json_schema"):
+        schema: dict[str, Any] = kind.model_json_schema()
+        return schema
+    if not callable(kind):
+        raise NotImplementedError
+    return {"title": getattr(kind, "__qualname__", repr(kind))}
+
+
+def _dump(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    raise NotImplementedError
+
+
+def _restore(kind: Any, value: Any) -> Any:
+    return kind.model_validate(value) if hasattr(kind, "model_validate") else kind(value)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two values are equal and of the same types all through."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        if _is_plain(first.keys()) and _is_plain(first.values()) and first == second:
+            return True
+        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        if _is_plain(first) and first == second:
+            return True
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, msgspec.Struct):
+        names: Collection[str] = first.__struct_fields__
+    elif dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+    else:
+        return bool(first == second) or (first != first and second != second)  # NaN is NaN
+    return all(_same(getattr(first, name, None), getattr(second, name, None)) for name in names)
+
+
+def _is_plain(values: Collection[Any]) -> bool:
+    return _PLAIN.issuperset(map(type, values))
