@@ -156,19 +156,65 @@ class Event(
         return hash((self.event_id, self.stream_id))
 
     def __repr__(self) -> str:
-        more = f", metadata={self.metadata!r}" if len(bytes(self._metadata)) else ""
-        more += f", tags={self.tags!r}" if self.tags else ""
+        more = f", metadata={_as_python(self._metadata)}" if len(memoryview(self._metadata)) else ""
+        more += f", tags={_cut(repr(self.tags), _REPR_CHARACTERS_MAX)}" if self.tags else ""
         return (
             f"Event({self.event_id}, {self.stream_id!r} v{self.version}, {self.event_type!r}, "
-            f"{self._timestamp}, data={self.data!r}{more})"
+            f"{self._timestamp}, data={_as_python(self._data)}{more})"
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(str(value))}</td></tr>"
-            for name, value in self.to_dict().items()
+        cells = {
+            "event_id": str(self.event_id),
+            "stream_id": html.escape(self.stream_id),
+            "version": str(self.version),
+            "event_type": html.escape(self.event_type),
+            "timestamp": html.escape(self._timestamp.replace("T", " ").replace("Z", " UTC")),
+            "data": _as_html(self._data),
+        }
+        if len(memoryview(self._metadata)):
+            cells["metadata"] = _as_html(self._metadata)
+        if self.tags:
+            cells["tags"] = html.escape(_cut(", ".join(self.tags), _HTML_CHARACTERS_MAX))
+        style = "text-align:left; vertical-align:top; padding:0.1em 0.6em"
+        rows = (
+            f"<tr><th style='{style}'>{name}</th><td style='{style}'>{cell}</td></tr>" for name, cell in cells.items()
         )
-        return f"<table>{rows}</table>"
+        return f"<table>{''.join(rows)}</table>"
+
+
+_REPR_CHARACTERS_MAX = 200
+_HTML_CHARACTERS_MAX = 3000
+# Of more than this only the beginning is looked at: a line of text must not cost the decoding of 16 MiB.
+_SHOWN_WHOLE_BYTES_MAX = 16 * 1024
+
+
+def _as_python(raw: msgspec.Raw) -> str:
+    """The value as Python shows it, cut; of a large one its first bytes, as a string of JSON."""
+    size = len(memoryview(raw))
+    shown = decode_object(raw) if size <= _SHOWN_WHOLE_BYTES_MAX else _beginning(raw, _REPR_CHARACTERS_MAX)
+    return _cut(repr(shown), _REPR_CHARACTERS_MAX, f" ({size:,} bytes of JSON)")
+
+
+def _as_html(raw: msgspec.Raw) -> str:
+    """The value as indented JSON, cut; of a large one its first bytes, as they are."""
+    size = len(memoryview(raw))
+    if size <= _SHOWN_WHOLE_BYTES_MAX:
+        text = msgspec.json.format(bytes(raw), indent=2).decode()
+    else:
+        text = _beginning(raw, _HTML_CHARACTERS_MAX)
+    text = _cut(text, _HTML_CHARACTERS_MAX, f" ({size:,} bytes of JSON)")
+    style = "margin:0; text-align:left; white-space:pre-wrap; overflow-wrap:anywhere"
+    return f"<pre style='{style}'>{html.escape(text)}</pre>"
+
+
+def _beginning(raw: msgspec.Raw, characters: int) -> str:
+    """More than so many characters, if there are; one that the end would cut is left out."""
+    return bytes(memoryview(raw)[: 4 * (characters + 1)]).decode(errors="ignore")
+
+
+def _cut(text: str, characters_max: int, more: str = "") -> str:
+    return text if len(text) <= characters_max else f"{text[:characters_max]}…{more}"
 
 
 @dataclass(frozen=True, slots=True)

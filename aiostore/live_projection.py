@@ -42,7 +42,7 @@ class LiveProjection(Projection[S], AsyncResource):
             raise RuntimeError(f"projection {self._name!r} follows the store already")
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waiters_count = 0
-        self._saver = Worker("aiostore snapshot", self._save_pending, self._saved)
+        self._saver = Worker(f"snapshots of projection {self._name!r}", self._save_pending, self._saved)
         self._entered = True
         try:
             await self._go_live()
@@ -91,6 +91,12 @@ class LiveProjection(Projection[S], AsyncResource):
         else:
             await self.wait_for(self._store._followed().head)
         return self._fold.taken_count - count
+
+    async def load_snapshot(self) -> bool:
+        """As `Projection.load_snapshot`; RuntimeError while it follows the store, of which it would lose events."""
+        if self._entered:
+            raise RuntimeError(f"projection {self._name!r} follows the store: load its snapshot before entering it")
+        return await super().load_snapshot()
 
     async def wait_for(self, event_id: int, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 (as promised)
         """Return when every matching event up to ``event_id`` is in the state; ``timeout`` is in seconds.
@@ -146,6 +152,7 @@ class LiveProjection(Projection[S], AsyncResource):
         async with self._turn:
             if self._listener is None:  # nobody else was faster
                 await self._approach(fanout)
+                self._store._followed()  # it may have been closed meanwhile
                 self._seam = fanout.head
                 self._listener = fanout.listeners.add(
                     self._take_commits,
@@ -160,18 +167,15 @@ class LiveProjection(Projection[S], AsyncResource):
         await self._reach(self._seam)
 
     async def _approach(self, fanout: Fanout) -> None:
-        """Read until few events lie before the head, or as many as a moment ago: then appends are faster, and wait."""
-        behind = None
+        """Read until few events lie before the head, or more than were just read: then appends are faster, and wait."""
         while True:
-            await self._read_on(going_on=self._check_entered)
-            self._check_entered()
-            before, behind = behind, fanout.head - self.position
-            if behind <= SEAM_EVENTS or (before is not None and behind >= before):
+            before = self.position
+            await self._read_on(going_on=lambda: self._entered)
+            if not self._entered:
+                raise self._closed()
+            behind = fanout.head - self.position
+            if behind <= SEAM_EVENTS or behind >= self.position - before:
                 return
-
-    def _check_entered(self) -> None:
-        if not self._entered:
-            raise self._closed()
 
     def _closed(self) -> ProjectionStopped:
         return ProjectionStopped(self._name, self.position, "it was closed")
@@ -183,8 +187,8 @@ class LiveProjection(Projection[S], AsyncResource):
             fold = self._fold
             if fold.position < self._seam:
                 # In the delivery's task, so that what a handler appends here does not wait for this very projection.
-                await self._read_on(self._seam)
-            if events:
+                await self._read_on(self._seam, going_on=lambda: self._entered)
+            if events and self._entered:
                 last = events[-1].event_id
                 if events[0].event_id <= fold.position or self._query is not None:
                     query, position = self._query, fold.position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import reprlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
@@ -24,6 +25,10 @@ S = TypeVar("S")
 H = TypeVar("H", bound=StateHandler[Any])
 
 logger = logging.getLogger("aiostore")
+
+_repr = reprlib.Repr()  # looks only at the first few elements of a state, however large
+_repr.maxdict = _repr.maxlist = _repr.maxset = 8
+_repr.maxstring = _repr.maxother = 200
 
 
 class _Turn:
@@ -66,8 +71,9 @@ class Projection(Generic[S]):
     ``initial()`` gives the state before the first event. ``state_type``: what the state is, so that a snapshot restores
     it: a msgspec Struct, a dataclass, ``dict[str, Account]``, ``set[int]``, a Counter, a pydantic model…; then
     ``initial`` is that type if not given. Without it, the state must be made of plain values (dict, list, str, bytes,
-    numbers, None, datetime). ``query``: only these events. ``snapshot_interval``: after so many events `catch_up` saves
-    a snapshot, and the first `catch_up` begins from the last one; without it, use `save_snapshot` and `load_snapshot`.
+    numbers, None, datetime). ``query``: only these events are read; without it all are, and those of types without a
+    handler passed over. ``snapshot_interval``: after so many events read, `catch_up` saves a snapshot, and the first
+    `catch_up` begins from the last one; without it, use `save_snapshot` and `load_snapshot`.
 
     A projection belongs to the loop of its store. Its state is its own: read it, and leave changing it to the handlers.
     """
@@ -115,6 +121,7 @@ class Projection(Generic[S]):
         self._name = check_name(name, "name", NAME_BYTES_MAX)
         if not isinstance(store, EventStore):
             raise TypeError(f"a projection is of an EventStore, not {store!r}")
+        self._codec = SnapshotCodec(state_type)
         if initial is dict and state_type is not None:
             initial = state_type
         if not callable(initial):
@@ -123,7 +130,6 @@ class Projection(Generic[S]):
             )
         self._store = store
         self._query = check_query(query)
-        self._codec = SnapshotCodec(state_type)
         self._interval = None if snapshot_interval is None else check_number("snapshot_interval", snapshot_interval, 1)
         self._fold: Fold[S] = Fold({}, initial())
         # The types whose events were not passed over so far; None while nothing was taken.
@@ -186,7 +192,7 @@ class Projection(Generic[S]):
         return handler
 
     async def catch_up(self) -> int:
-        """Take all matching events behind `position` up to the head as of now; returns how many.
+        """Take all matching events behind `position` up to the head as of now; returns how many (handled or not).
 
         `position` and `lag` tell how far it has come. Raises what a handler raises (see `when`; also as `error`) and
         what a read raises; the next call goes on at that event. Cancelled, too: an event in whose handler it was
@@ -195,8 +201,8 @@ class Projection(Generic[S]):
         async with self._turn:
             return await self._read_on()
 
-    async def _read_on(self, up_to: int | None = None, going_on: Callable[[], object] = bool) -> int:
-        """Take what the store has; the turn must be ours. ``going_on`` is called now and then, and may raise."""
+    async def _read_on(self, up_to: int | None = None, going_on: Callable[[], bool] = lambda: True) -> int:
+        """Take what the store has, while it is ``going_on``; the turn must be ours."""
         if self._load_due:
             await self._load()
         self._error = None
@@ -206,7 +212,8 @@ class Projection(Generic[S]):
         reader = self._store.read_all(after=fold.position, up_to=up_to, query=self._query)
         async for events in reader.batches():
             await self._take(events)
-            going_on()
+            if not going_on():
+                return fold.taken_count - count
         fold.position = max(fold.position, reader.head if up_to is None else min(up_to, reader.head))
         return fold.taken_count - count
 
@@ -234,10 +241,13 @@ class Projection(Generic[S]):
                 raise
             events = events[due:]
             if self._interval is not None and fold.taken_count - self._saved_count >= self._interval:
+                self._saved_count = fold.taken_count
                 await self._snapshot_due()
 
     async def _snapshot_due(self) -> None:
-        await self._save_or_warn(self.position, self._encode())
+        engine, _ = self._store._parts()
+        if not engine.read_only:
+            await self._save_or_warn(self.position, self._encode())
 
     async def _save_or_warn(self, position: int, value: bytes) -> None:
         """Save a snapshot that nobody asked for: without it, the next start only takes longer."""
@@ -256,6 +266,7 @@ class Projection(Generic[S]):
         """
         async with self._turn:
             position, value = self.position, self._encode()
+            self._saved_count = self._fold.taken_count
         await self._save(position, value)
 
     async def load_snapshot(self) -> bool:
@@ -268,9 +279,7 @@ class Projection(Generic[S]):
             return await self._load()
 
     def _encode(self) -> bytes:
-        heeded = self._heed()
-        self._saved_count = self._fold.taken_count
-        return self._codec.encode(self._fold.state, self._query, heeded)
+        return self._codec.encode(self._fold.state, self._query, self._heed())
 
     async def _save(self, position: int, value: bytes) -> None:
         engine, _ = self._store._parts()
@@ -304,6 +313,6 @@ class Projection(Generic[S]):
         return f"projection/{self._name}"
 
     def __repr__(self) -> str:
-        state = f"{self.state!r:.200}"
+        state = _repr.repr(self.state)
         error = f" error={self._error!r}" if self._error else ""
         return f"<{type(self).__name__} {self._name!r} position={self.position} state={state}{error}>"

@@ -48,10 +48,11 @@ class SnapshotCodec:
             restored = self._decoder.decode(piece)
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             raise TypeError(f"the state cannot be kept in a snapshot: {error}") from error
-        if not _same(state, restored):
+        difference = _difference(state, restored, "state")
+        if difference is not None:
             raise TypeError(
-                f"the state would not come back from a snapshot as it is: {state!r:.80} would be {restored!r:.80}; "
-                "give its type as state_type, or keep it in plain values"
+                f"the state would not come back from a snapshot as it is: {difference}; give its type as state_type, "
+                "or keep it in plain values"
             )
         return msgspec.msgpack.encode(
             _Snapshot(self._fingerprint, repr(query), _sorted(event_types), msgspec.Raw(piece))
@@ -108,33 +109,43 @@ def _describe(kind: Any) -> dict[str, Any]:
 def _dump(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
-    raise NotImplementedError
+    raise TypeError(f"{type(value).__qualname__} is not a plain value, nor of a type that msgspec or pydantic knows")
 
 
 def _restore(kind: Any, value: Any) -> Any:
     return kind.model_validate(value) if hasattr(kind, "model_validate") else kind(value)
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Whether two values are equal and of the same types all through."""
+def _difference(first: Any, second: Any, where: str) -> str | None:
+    """Where two values are not equal, or not of the same types all through, and how; None if they are."""
     if type(first) is not type(second):
-        return False
+        return f"{where}, a {type(first).__qualname__}, would be a {type(second).__qualname__}"
+    if isinstance(first, dict | list | tuple) and _is_plain(first) and first == second:
+        return None
     if isinstance(first, dict):
-        if _is_plain(first.keys()) and _is_plain(first.values()) and first == second:
-            return True
-        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        if _is_plain(first) and first == second:
-            return True
-        return len(first) == len(second) and all(map(_same, first, second))
-    if isinstance(first, msgspec.Struct):
-        names: Collection[str] = first.__struct_fields__
-    elif dataclasses.is_dataclass(first):
-        names = [field.name for field in dataclasses.fields(first)]
+        pairs = [(f"{where}[{key!r}]", value, second.get(key)) for key, value in first.items()]
+        same = first.keys() == second.keys()
+    elif isinstance(first, list | tuple):
+        pairs = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(first, second, strict=False))]
+        same = len(first) == len(second)
+    elif isinstance(first, msgspec.Struct) or dataclasses.is_dataclass(first):
+        names = (
+            first.__struct_fields__
+            if isinstance(first, msgspec.Struct)
+            else [f.name for f in dataclasses.fields(first)]
+        )
+        pairs = [(f"{where}.{name}", getattr(first, name, None), getattr(second, name, None)) for name in names]
+        same = True
     else:
-        return bool(first == second) or (first != first and second != second)  # NaN is NaN
-    return all(_same(getattr(first, name, None), getattr(second, name, None)) for name in names)
+        pairs = []
+        same = bool(first == second) or (first != first and second != second)  # NaN is NaN
+    if not same:
+        return f"{where}, {first!r:.80}, would be {second!r:.80}"
+    return next(filter(None, (_difference(one, other, name) for name, one, other in pairs)), None)
 
 
 def _is_plain(values: Collection[Any]) -> bool:
+    """Whether a container holds only values that cannot differ in a type and yet be equal."""
+    if isinstance(values, dict):
+        return _PLAIN.issuperset(map(type, values)) and _PLAIN.issuperset(map(type, values.values()))
     return _PLAIN.issuperset(map(type, values))

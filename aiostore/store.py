@@ -390,8 +390,12 @@ class EventStore(AsyncResource):
         state = self._state.value
         if self._state is _State.OPEN:
             fanout = self._fanout
-            state += f", head={fanout.head}, staged={self._committer.staged_count}"
-            state += f", live subscriptions={len(fanout.live)}, listeners={len(fanout.listeners.registered)}"
+            state += f", head={fanout.head}"
+            if self._engine.read_only:
+                state += ", mode='r'"
+            else:
+                state += f", staged={self._committer.staged_count}"
+                state += f", live subscriptions={len(fanout.live)}, listeners={len(fanout.listeners.registered)}"
         return f"<EventStore {self._engine.location!r} {state}>"
 
 

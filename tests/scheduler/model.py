@@ -15,6 +15,7 @@ from aiostore import (
     EventStoreError,
     IdempotencyConflict,
     Listener,
+    LiveProjection,
     StoreClosed,
     StoreFull,
 )
@@ -93,6 +94,23 @@ class Reading:
 
 
 @dataclass
+class Projecting:
+    """A live projection whose state is the list of the event_ids that it had."""
+
+    name: str
+    wants: Callable[[Event], bool]
+    projection: LiveProjection[list[int]] | None = None
+    must_be_live: bool = False
+    """Whether it has been entered, and not left."""
+
+    def must_have_had(self, events: Sequence[Event]) -> None:
+        """Check, as an append of the events has returned."""
+        projection = self.projection
+        if self.must_be_live and projection is not None and projection.is_live:
+            assert projection.position >= events[-1].event_id, f"{self.name} is at {projection.position}: {events}"
+
+
+@dataclass
 class Notes:
     """All that was noted."""
 
@@ -100,6 +118,7 @@ class Notes:
     followings: list[Following] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     hearings: list[Hearing] = field(default_factory=list)
+    projectings: list[Projecting] = field(default_factory=list)
     calls: list[tuple[int, int]] = field(default_factory=list)
     """(last event_id of the commit, number of the listener) of each call of a handler, as it began."""
 
@@ -115,6 +134,8 @@ def check(notes: Notes, log: Log) -> None:
         assert reading.got == [event for event in log[: reading.head] if reading.wants(event)], reading
     for hearing in notes.hearings:
         check_hearing(log, hearing)
+    for projecting in notes.projectings:
+        check_projecting(log, projecting)
     assert all(one < two for one, two in pairwise(notes.calls)), "handlers are called in order, commit by commit"
 
 
@@ -231,3 +252,11 @@ def check_hearing(log: Log, hearing: Hearing) -> None:
     assert hearing.commits == owed[: len(hearing.commits)], f"listener {hearing.number} from {hearing.start}"
     if hearing.listener is not None and not hearing.listener.closed:
         assert len(hearing.commits) == len(owed), f"listener {hearing.number} did not get all"
+
+
+def check_projecting(log: Log, projecting: Projecting) -> None:
+    """Every event it wants, once, in order, up to its position."""
+    projection = projecting.projection
+    if projection is not None:
+        wanted = [event.event_id for event in log[: projection.position] if projecting.wants(event)]
+        assert projection.state == wanted, f"{projecting.name} at {projection.position} has {projection.state}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from tests.scheduler.engines import Place
 from tests.scheduler.followers import COMMIT_EVENTS_MAX, WISHES, Chosen, Follower
 from tests.scheduler.loop import whereabouts
 from tests.scheduler.model import Attempt, Content, Hearing, Notes, Reading, check
+from tests.scheduler.projectors import Projector
 
 STREAMS = ("red-0", "red-1", "blue-0", "blue-1")
 TYPES = ("A", "B", "C")
@@ -59,7 +61,16 @@ class Storm:
         )
         self._store = await EventStore.open(self._place(), limits=limits)
         actors = [self._append_some, self._append_some, self._append_some, self._race, self._decide]
-        actors += [self._follow, self._follow, self._follow, self._listen, self._listen, self._read, self._cancel_some]
+        actors += [
+            self._follow,
+            self._follow,
+            self._follow,
+            self._listen,
+            self._listen,
+            self._project,
+            self._read,
+            self._cancel_some,
+        ]
         for actor in actors:
             for _ in range(chance.randrange(5)):
                 self.spawn(actor())
@@ -220,6 +231,8 @@ class Storm:
         if isinstance(attempt.outcome, list) and not in_handler:
             for hearing in self.notes.hearings:
                 hearing.must_have_had(attempt.outcome)
+            for projecting in self.notes.projectings:
+                projecting.must_have_had(attempt.outcome)
 
     async def _send(self, parts: list[StreamAppend], condition: AppendCondition | None, key: str | None) -> list[Event]:
         store = self._store
@@ -295,6 +308,21 @@ class Storm:
                 await asyncio.create_task(answer)
             else:
                 self.spawn(answer)
+
+    async def answer(self, event: Event) -> None:
+        """What a handler of a projection appends."""
+        if event.data["depth"] < 2:
+            await self._attempt(self._parts(event.data["depth"] + 1), in_handler=True)
+
+    # Those who keep projections
+
+    async def _project(self) -> None:
+        await self.pause()
+        wish = self.chance.choice([wish for wish in WISHES if wish.stream_id is None])
+        projector = Projector(self, wish, TYPES)
+        self.notes.projectings.append(projector.projecting)
+        with contextlib.suppress(StoreClosed):
+            await projector.project(self._store)
 
     # Those who read and follow
 

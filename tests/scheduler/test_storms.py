@@ -39,7 +39,8 @@ def rage(seed: int, directory: Path) -> str:
         raise AssertionError(f"seed {seed}, {loop.order.value}: {error!r}; again with AIOSTORE_SEED={seed}") from error
     stored = [(event.stream_id, event.data, event.tags) for event in log]
     followed = [(following.position, len(following.got)) for following in storm.notes.followings]
-    noted = (stored, storm.notes.calls, followed, loop.time())
+    projected = [projecting.projection and projecting.projection.state for projecting in storm.notes.projectings]
+    noted = (stored, storm.notes.calls, followed, projected, loop.time())
     return hashlib.sha256(repr(noted).encode()).hexdigest()
 
 

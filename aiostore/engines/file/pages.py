@@ -58,7 +58,8 @@ class PageReader:
 
     async def crc(self, event_id: int) -> str | None:
         """The checksum that stands in the event's line; None where there is no such event, or its line is damaged."""
-        if not 1 <= event_id <= self._index.head.event_id:
+        lost = any(damage.first <= event_id <= damage.last for damage in self._index.damages)
+        if lost or not 1 <= event_id <= self._index.head.event_id:
             return None
         segment = self._index.segment_of(event_id)
         start, end = segment.span(event_id, event_id)
