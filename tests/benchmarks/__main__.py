@@ -25,6 +25,7 @@ from statistics import median
 
 from . import machine
 from .measures import LIMITS, Contest, Row, contests
+from .projections import projection_contests
 
 PAUSE_S = 0.02
 """Between two contenders, so that what one left to its threads is not measured with the next."""
@@ -114,7 +115,7 @@ async def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the size and three rounds")
     parser.add_argument("--scale", type=float, default=1.0, help="size, 1 is full")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--only", type=int, action="append", help="only this measure, 1 to 5; may be repeated")
+    parser.add_argument("--only", type=int, action="append", help="only this measure, 1 to 7; may be repeated")
     parser.add_argument("--directory", type=Path, help="where to write, on a real disk (default: for temporary files)")
     parser.add_argument("--json", action="store_true", help="print JSON, with the numbers of each round")
     options = parser.parse_args()
@@ -128,7 +129,7 @@ async def main() -> None:
         described = machine.describe(directory)
         if described["file system"] == "tmpfs":
             print("warning: this is memory, not a disk; give --directory", file=sys.stderr)
-        for number, contest in enumerate(contests(scale), 1):
+        for number, contest in enumerate([*contests(scale), *projection_contests(scale)], 1):
             if options.only and number not in options.only:
                 continue
             print(f"({number}) {contest.name} …", file=sys.stderr)

@@ -294,17 +294,23 @@ def batches(times: int) -> Contest:
     )
 
 
+@asynccontextmanager
+async def filled_aiostore(directory: Path, events_count: int) -> AsyncIterator[EventStore]:
+    """Ours, with so many events, but at least a batch."""
+    events = [("OrderPlaced", payload(number)) for number in range(BATCH_EVENTS)]
+    async with open_aiostore(directory) as store:
+        for number in range(max(1, events_count // BATCH_EVENTS)):
+            await store.append_batch(stream(number), events)
+        yield store
+
+
 def replay(events_count: int) -> Contest:
     """(4) Reading all events with their data decoded."""
     events = [("OrderPlaced", payload(number)) for number in range(BATCH_EVENTS)]
     batches_count = max(1, events_count // BATCH_EVENTS)
 
-    @asynccontextmanager
-    async def filled_aiostore(directory: Path) -> AsyncIterator[EventStore]:
-        async with open_aiostore(directory) as store:
-            for number in range(batches_count):
-                await store.append_batch(stream(number), events)
-            yield store
+    def filled(directory: Path) -> AbstractAsyncContextManager[EventStore]:
+        return filled_aiostore(directory, events_count)
 
     @asynccontextmanager
     async def filled_sqlite(directory: Path) -> AsyncIterator[SqliteStore]:
@@ -342,8 +348,8 @@ def replay(events_count: int) -> Contest:
         "events/s",
         True,
         {
-            "aiostore": contender(filled_aiostore, lambda store: rate(one_by_one(store))),
-            "aiostore, batches": contender(filled_aiostore, lambda store: rate(by_batches(store))),
+            "aiostore": contender(filled, lambda store: rate(one_by_one(store))),
+            "aiostore, batches": contender(filled, lambda store: rate(by_batches(store))),
             "sqlite3, stdlib json": contender(filled_sqlite, lambda store: rate(sqlite3(store, json.loads))),
             "sqlite3, msgspec": contender(filled_sqlite, lambda store: rate(sqlite3(store, msgspec.json.decode))),
             "aiosqlite, async for": contender(filled_aiosqlite, lambda store: rate(aiosqlite(store))),

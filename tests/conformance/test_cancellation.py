@@ -20,6 +20,9 @@ from aiostore import (
     Event,
     EventStore,
     Limits,
+    LiveProjection,
+    Projection,
+    ProjectionStopped,
     Query,
     StoreClosed,
     StreamAppend,
@@ -378,3 +381,78 @@ def test_all_tasks_cancelled_at_once_at_any_moment_leave_a_usable_store(new_plac
 
     for moment in range(60):
         SeededLoop().play(main(scenario(moment, moment)))
+
+
+# Projections
+
+
+def test_a_live_projection_killed_anywhere_agrees_with_a_replay(new_place: Callable[[int], Place]) -> None:
+    """Its reader, its waiters, its snapshots, the delivery in its handlers; entering it again goes on."""
+
+    def made(store: EventStore) -> LiveProjection[list[int]]:
+        live: LiveProjection[list[int]] = LiveProjection("p", store, initial=list, snapshot_interval=2)
+
+        @live.when("E")
+        async def handle(state: list[int], event: Event) -> list[int]:
+            await asyncio.sleep(0)
+            if event.event_id == 3:
+                await store.append("answers", "Answered", {}, idempotency_key="3")
+            return [*state, event.event_id]
+
+        return live
+
+    async def project(live: LiveProjection[list[int]], store: EventStore) -> None:
+        with contextlib.suppress(ProjectionStopped):  # the delivery was cancelled
+            async with live:
+                mine = await store.append("s", "E", {})
+                if live.is_live:
+                    assert mine.event_id in live.state
+                await live.wait_for(mine.event_id)
+                await live.save_snapshot()
+
+    async def append(store: EventStore) -> None:
+        for _ in range(2):
+            await store.append_batch("s", [("E", {})] * 2)
+
+    async def scenario(number: int) -> None:
+        async with checked(new_place(number), limits=NO_RING) as store:
+            await store.append_batch("s", [("E", {})] * 2)
+            live = made(store)
+            await ended(start(project(live, store), append(store)))
+            assert live._waiters == []
+            assert "listeners=0" in repr(store)
+            wanted = ids(await store.read_all(query=Query.where(types="E")).to_list())
+            assert live.state == [event_id for event_id in wanted if event_id <= live.position]
+            again = made(store)
+            for projection in (live, again):  # one goes on, the other begins from its snapshots
+                async with projection:
+                    assert projection.state == wanted
+
+    names = cancel_everywhere(lambda number: main(scenario(number)))
+    for part in ("project", "aiostore delivery", "aiostore committer"):
+        assert any(part in name for name in names), (part, set(names))
+
+
+def test_a_projection_killed_anywhere_goes_on_where_it_was(new_place: Callable[[int], Place]) -> None:
+    def made(store: EventStore) -> Projection[int]:
+        projection: Projection[int] = Projection("p", store, initial=lambda: 0, snapshot_interval=2)
+
+        @projection.when("E")
+        async def handle(count: int, event: Event) -> int:
+            await asyncio.sleep(0)
+            return count + 1
+
+        return projection
+
+    async def scenario(number: int) -> None:
+        async with checked(new_place(number)) as store:
+            await store.append_batch("s", [("E", {})] * 7)
+            projection = made(store)
+            await ended(start(projection.catch_up(), projection.catch_up(), projection.save_snapshot()))
+            assert projection.state == projection.position
+            again = made(store)
+            for one in (projection, again):
+                await one.catch_up()
+                assert (one.state, one.position) == (7, 7)
+
+    cancel_everywhere(lambda number: main(scenario(number)))
