@@ -28,13 +28,15 @@ def check_handler(event_type: object, handler: object) -> str:
 class Fold(Generic[S]):
     """A state and how far it has come. ``handlers``: by event type; what has none is passed over."""
 
-    __slots__ = ("handlers", "position", "state", "taken_count")
+    __slots__ = ("handlers", "passed", "position", "state", "taken_count")
 
     def __init__(self, handlers: dict[str, StateHandler[S]], state: S) -> None:
         self.handlers = handlers
         self.state = state
         self.position = 0
         """The event_id of the last event taken."""
+        self.passed: set[str] = set()
+        """The types of events that were passed over."""
         self.taken_count = 0
 
     async def take(self, events: Sequence[Event]) -> None:
@@ -42,7 +44,9 @@ class Fold(Generic[S]):
         handlers = self.handlers
         for event in events:
             handler = handlers.get(event.event_type)
-            if handler is not None:
+            if handler is None:
+                self.passed.add(event.event_type)
+            else:
                 result: Any = handler(self.state, event)
                 if result is not None:
                     if hasattr(result, "__await__"):  # isinstance(…, Awaitable) takes longer than most handlers

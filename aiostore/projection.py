@@ -132,8 +132,7 @@ class Projection(Generic[S]):
         self._query = check_query(query)
         self._interval = None if snapshot_interval is None else check_number("snapshot_interval", snapshot_interval, 1)
         self._fold: Fold[S] = Fold({}, initial())
-        # The types whose events were not passed over so far; None while nothing was taken.
-        self._heeded: frozenset[str] | None = None
+        self._made_by: frozenset[str] = frozenset()  # the types whose handlers made the snapshot that was loaded
         self._load_due = self._interval is not None
         self._saved_count = 0  # how many events had been taken when the last snapshot was made
         self._turn = _Turn()
@@ -175,15 +174,15 @@ class Projection(Generic[S]):
 
         The handler, plain or async, changes the state or returns the new one. What it raises stops the projection at
         that event, which comes again when it goes on: raise before changing the state, or return a new one. Events of
-        a type without a handler are passed over. One handler for each type, and before the first event: else
-        ValueError, RuntimeError. Returns the handler.
+        a type without a handler are passed over. One handler for each type, else ValueError; RuntimeError if events of
+        the type were passed over already. Returns the handler.
         """
         if handler is None:
             return lambda function: self.when(event_type, function)
         event_type = check_handler(event_type, handler)
         if event_type in self._fold.handlers:
             raise ValueError(f"projection {self._name!r} has a handler for {event_type!r} already")
-        if self._heeded is not None and event_type not in self._heeded:
+        if event_type in self._fold.passed:
             raise RuntimeError(
                 f"projection {self._name!r} passed over the events of type {event_type!r} up to event {self.position}: "
                 "register its handlers first"
@@ -206,8 +205,12 @@ class Projection(Generic[S]):
         if self._load_due:
             await self._load()
         self._error = None
-        self._heed()
         fold = self._fold
+        missing = self._made_by - fold.handlers.keys()
+        if missing:
+            raise RuntimeError(
+                f"projection {self._name!r} lacks the handlers that made its snapshot: {sorted(missing)}"
+            )
         count = fold.taken_count
         reader = self._store.read_all(after=fold.position, up_to=up_to, query=self._query)
         async for events in reader.batches():
@@ -216,17 +219,6 @@ class Projection(Generic[S]):
                 return fold.taken_count - count
         fold.position = max(fold.position, reader.head if up_to is None else min(up_to, reader.head))
         return fold.taken_count - count
-
-    def _heed(self) -> frozenset[str]:
-        """The types that are heeded from now on; RuntimeError if a handler of those that made the state is missing."""
-        if self._heeded is None:
-            self._heeded = frozenset(self._fold.handlers)
-        missing = self._heeded - self._fold.handlers.keys()
-        if missing:
-            raise RuntimeError(
-                f"projection {self._name!r} lacks the handlers that made its snapshot: {sorted(missing)}"
-            )
-        return self._heeded
 
     async def _take(self, events: Sequence[Event]) -> None:
         """Take matching events, with a snapshot whenever one is due; what a handler raises is kept as the error."""
@@ -279,7 +271,8 @@ class Projection(Generic[S]):
             return await self._load()
 
     def _encode(self) -> bytes:
-        return self._codec.encode(self._fold.state, self._query, self._heed())
+        fold = self._fold
+        return self._codec.encode(fold.state, self._query, self._made_by | fold.handlers.keys(), fold.passed)
 
     async def _save(self, position: int, value: bytes) -> None:
         engine, _ = self._store._parts()
@@ -295,7 +288,7 @@ class Projection(Generic[S]):
         try:
             if not kept.fits:
                 raise Unfit("the log does not have the event that it was made at")
-            state, heeded = self._codec.decode(kept.value, self._query, fold.handlers)
+            state, made_by, passed = self._codec.decode(kept.value, self._query, fold.handlers)
         except Unfit as unfit:
             logger.warning(
                 "the snapshot of projection %r at event %d is discarded, and made anew of the events: %s",
@@ -304,8 +297,8 @@ class Projection(Generic[S]):
                 unfit,
             )
             return False
-        fold.state, fold.position = state, kept.position
-        self._heeded, self._saved_count = heeded, fold.taken_count
+        fold.state, fold.position, fold.passed = state, kept.position, passed
+        self._made_by, self._saved_count = made_by, fold.taken_count
         return True
 
     @property

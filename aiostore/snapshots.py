@@ -21,7 +21,8 @@ class Unfit(Exception):
 class _Snapshot(msgspec.Struct, array_like=True, frozen=True):
     state_type: str
     query: str
-    event_types: tuple[str, ...]
+    handled: frozenset[str]
+    passed: set[str]
     state: msgspec.Raw
 
 
@@ -38,10 +39,11 @@ class SnapshotCodec:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_dump)
         self._decoder = msgspec.msgpack.Decoder(Any if state_type is None else state_type, dec_hook=_restore)
 
-    def encode(self, state: Any, query: Query | None, event_types: Collection[str]) -> bytes:
-        """A snapshot of the state, made by a query and handlers of these types; TypeError if it would not come back.
+    def encode(self, state: Any, query: Query | None, handled: frozenset[str], passed: set[str]) -> bytes:
+        """A snapshot of the state; TypeError if it would not come back.
 
-        It is decoded and compared, so that what is loaded one day is what was saved.
+        It was made of the events of the query; of those that came, some are of types handled, the others were passed.
+        The state is decoded and compared, so that what is loaded one day is what was saved.
         """
         try:
             piece = self._encoder.encode(state)
@@ -54,14 +56,14 @@ class SnapshotCodec:
                 f"the state would not come back from a snapshot as it is: {difference}; give its type as state_type, "
                 "or keep it in plain values"
             )
-        return msgspec.msgpack.encode(
-            _Snapshot(self._fingerprint, repr(query), _sorted(event_types), msgspec.Raw(piece))
-        )
+        return msgspec.msgpack.encode(_Snapshot(self._fingerprint, repr(query), handled, passed, msgspec.Raw(piece)))
 
-    def decode(self, value: bytes, query: Query | None, event_types: Collection[str]) -> tuple[Any, frozenset[str]]:
-        """The state, and the types of the handlers that made it; `Unfit` if a replay would give another.
+    def decode(
+        self, value: bytes, query: Query | None, handlers: Collection[str]
+    ) -> tuple[Any, frozenset[str], set[str]]:
+        """The state, and the types handled and passed; `Unfit` if a replay with handlers of these types gives another.
 
-        Without any ``event_types`` those of the snapshot are taken for right: the handlers are still to come.
+        Where there are no handlers, they are still to come: what made the snapshot is taken for right.
         """
         try:
             snapshot = msgspec.msgpack.decode(value, type=_Snapshot)
@@ -69,18 +71,16 @@ class SnapshotCodec:
                 raise Unfit("its state_type is another")
             if snapshot.query != repr(query):
                 raise Unfit("its query is another")
-            if event_types and snapshot.event_types != _sorted(event_types):
-                raise Unfit(f"it was made with handlers of {', '.join(snapshot.event_types) or 'nothing'}")
+            missing, new = snapshot.handled.difference(handlers), snapshot.passed.intersection(handlers)
+            if handlers and (missing or new):
+                differ = " and ".join(sorted(missing | new))
+                raise Unfit(f"the handlers of {differ} are {'not there any more' if missing else 'new'}")
             state = self._decoder.decode(snapshot.state)
         except Unfit:
             raise
         except Exception as error:  # what a state_type of its own makes of it
             raise Unfit(f"it cannot be read: {error}") from error
-        return state, frozenset(snapshot.event_types)
-
-
-def _sorted(names: Collection[str]) -> tuple[str, ...]:
-    return tuple(sorted(names))
+        return state, snapshot.handled, snapshot.passed
 
 
 def _fingerprint(state_type: Any) -> str:

@@ -6,12 +6,23 @@ import ast
 import asyncio
 import inspect
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiostore import AppendCondition, Event, EventStore, NewEvent, Query, StreamAppend
+from aiostore import (
+    AppendCondition,
+    Event,
+    EventStore,
+    LiveProjection,
+    NewEvent,
+    Projection,
+    Query,
+    StreamAppend,
+    reconstruct_state,
+)
 
 README = Path(__file__).parent.parent / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -39,8 +50,12 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
     async with await EventStore.open("orders/") as store:
         names: dict[str, Any] = {
             "AppendCondition": AppendCondition,
+            "Counter": Counter,
             "Event": Event,
+            "LiveProjection": LiveProjection,
             "NewEvent": NewEvent,
+            "Projection": Projection,
+            "reconstruct_state": reconstruct_state,
             "Query": Query,
             "StreamAppend": StreamAppend,
             "position": 0,
@@ -55,7 +70,9 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
                 assert limit.expired()
                 assert "subscribe(" in snippet, "only a subscription has no end"
         head = await store.head()
-        assert names["position"] == head
+        assert names["position"] + 1 == names["ordered"].event_id == head
         assert [event.event_type for event in names["last_ten"]][:2] == ["CheckedOut", "Deposited"]
         assert names["listener"].error is None
+        assert names["balances"].state["account-2"] == 50
+        assert names["at_version_3"] == 0 + 1 + 2
         assert names["events"].height == head

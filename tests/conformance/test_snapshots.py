@@ -230,19 +230,29 @@ async def test_a_snapshot_of_another_state_type_is_discarded_and_made_anew(
     ("types", "query", "reason"),
     [
         (("E",), Query.where(types="E"), "query is another"),
-        (("E", "F"), None, "handlers of E"),
-        (("F",), None, "handlers of E"),
+        (("E", "F"), None, "handlers of F are new"),
+        (("F",), None, "handlers of E and F are not there any more"),
+        (("G",), None, "handlers of E are not there any more"),
     ],
 )
 async def test_a_snapshot_that_a_replay_would_not_give_is_discarded(
     store: EventStore, log: pytest.LogCaptureFixture, types: tuple[str, ...], query: Query | None, reason: str
 ) -> None:
+    await store.append_batch("s", [("E", {}), ("F", {})])
     first = await kept(store, Totals, "E")
     await first.catch_up()
     await first.save_snapshot()
     second = await kept(store, Totals, *types, query=query)
     assert not await second.load_snapshot()
     assert reason in log.text
+
+
+async def test_a_snapshot_fits_with_a_handler_for_what_has_not_come_yet(store: EventStore) -> None:
+    await store.append("s", "E", {})
+    first = await kept(store, Totals, "E")
+    await first.catch_up()
+    await first.save_snapshot()
+    assert await (await kept(store, Totals, "E", "F")).load_snapshot()
 
 
 async def test_with_an_interval_a_snapshot_that_does_not_fit_costs_a_replay(
