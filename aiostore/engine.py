@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
+from aiostore.drafts import Append
+from aiostore.errors import EventStoreError
 from aiostore.events import Event
 from aiostore.query import AppendCondition, Query
 
@@ -95,6 +97,31 @@ class Plan(NamedTuple):
     commits: Sequence[Commit]
 
 
+Outcome = Sequence[Event] | EventStoreError
+"""What an append comes to: the events stored, now or with the same key before, or the reason why none are."""
+
+
+class Proposal(NamedTuple):
+    """An append that a shared engine is to judge, and what is known of its condition."""
+
+    append: Append
+    searched_up_to: int = 0
+    """Its condition was compared with all events up to this one…"""
+    match: int | None = None
+    """…and this was the first to match, None if none did."""
+
+
+class Committed(NamedTuple):
+    """What a shared engine did with proposals."""
+
+    previous_head: int
+    """The head before the first commit of these."""
+    commits: Sequence[Commit]
+    """Those that passed and have events, in order, right above the previous head."""
+    outcomes: Sequence[Outcome]
+    """What each proposal came to, in order. Events are the store's own, as those of the commits."""
+
+
 class State(NamedTuple):
     """Something derived from the events up to ``position``, kept beside them: a snapshot, a checkpoint."""
 
@@ -115,7 +142,7 @@ class Engine(ABC):
     durable: ClassVar[bool] = True
     """Whether events outlive the process."""
     shared: ClassVar[bool] = False
-    """Whether other processes append too."""
+    """Whether other processes append too: then it has `commit_shared`, `commits_after` and `changed`, not `commit`."""
 
     @property
     @abstractmethod
@@ -148,6 +175,34 @@ class Engine(ABC):
         returns (or raises) as if nothing were, and the cancellation is delivered at the task's next await;
         CancelledError out of here says that nothing was stored.
         """
+
+    # Engines that are shared with other processes judge appends themselves, and tell what others have appended.
+
+    async def commit_shared(self, proposals: Sequence[Proposal], timestamp: str) -> Committed:
+        """Judge the proposals in order and store what passes, durably; all in one step, as `commit`.
+
+        None of them depends on what another one stores (`judging.depends_on`). Each is judged: key, then
+        ``expected_version``, then condition, which is compared with what came after ``searched_up_to``.
+        ``timestamp``: that of the new events, where it is not before the last one's.
+
+        Raises what `commit` does, `OutcomeUnknown` where the connection went and it may or may not be stored, and
+        `EngineUnavailable` where nothing was stored.
+        """
+        raise NotImplementedError
+
+    async def commits_after(self, after: int) -> Sequence[Commit]:
+        """The next whole commits above event ``after``, in order, of a bounded number of bytes; empty if there are none
+
+        A commit of others may be cut where it is larger than that bound. Raises `EngineUnavailable`, `StoreClosed`.
+        """
+        raise NotImplementedError
+
+    async def changed(self, after: int) -> None:
+        """Return when there may be commits above event ``after``; spurious returns are allowed. Cancelled, it is left.
+
+        It copes with lost connections by itself, and raises nothing but `StoreClosed`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     async def facts(self, question: Question) -> Facts:

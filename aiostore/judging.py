@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from aiostore.drafts import Append
-from aiostore.engine import Commit, Facts, Question
+from aiostore.engine import Commit, Facts, Outcome, Question
 from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, EventStoreError, IdempotencyConflict
 from aiostore.events import Event, version_matches
 from aiostore.query import AppendCondition
 from aiostore.ring import Ring
-
-Outcome = Sequence[Event] | EventStoreError
-"""What an append comes to: the events stored, now or with the same key before, or the reason why none are."""
 
 NOTHING_KNOWN = Facts(head=-1)
 
