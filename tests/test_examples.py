@@ -83,7 +83,7 @@ def flights() -> None:
 
 def test_no_example_is_left_out() -> None:
     programs = {path.name for path in EXAMPLES.glob("*.py")} - NOT_PROGRAMS
-    assert programs == {"quickstart.py", "checkout.py", "flights.py"}
+    assert programs == {"quickstart.py", "checkout.py", "flights.py", "web.py"}
 
 
 def test_the_quickstart_shows_both_events_twice() -> None:

@@ -276,7 +276,7 @@ async def test_with_an_interval_a_snapshot_that_does_not_fit_costs_a_replay(
         7,
         None,
     ],
-    ids=repr,
+    ids=["nested", "integer keys", "not finite", "text", "number", "none"],
 )
 async def test_plain_states_come_back_as_they_are(store: EventStore, state: Any) -> None:
     await Projection("p", store, initial=lambda: state).save_snapshot()
@@ -327,7 +327,7 @@ class Node(msgspec.Struct):
         (Counter, Counter("aab")),
         (frozenset[str], frozenset("ab")),
     ],
-    ids=repr,
+    ids=["dataclass", "struct", "set", "tuple", "dict", "counter", "frozenset"],
 )
 async def test_typed_states_come_back_as_they_are(store: EventStore, state_type: Any, state: Any) -> None:
     first: Projection[Any] = Projection("p", store, state_type=state_type, initial=lambda: state)
