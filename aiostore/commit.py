@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from aiostore.drafts import Append
-from aiostore.engine import Commit, Engine, Facts, Plan
+from aiostore.engine import Commit, Engine, Facts, Plan, Proposal, Question
 from aiostore.errors import EventStoreError, StoreClosed, StoreFailed
 from aiostore.events import Event
 from aiostore.fanout import Fanout
-from aiostore.judging import NOTHING_KNOWN, judge, question_of, suffices
+from aiostore.judging import NOTHING_KNOWN, Independents, judge, question_of, suffices
 from aiostore.limits import Limits
+from aiostore.tailer import Tailer
 from aiostore.worker import Worker
 
 logger = logging.getLogger("aiostore")
@@ -75,6 +76,7 @@ class Committer:
         self._in_hand: Sequence[Staged] = ()
         self._gate = asyncio.Event()
         self._worker = Worker("aiostore committer", self._run, self._ended)
+        self._tailer: Tailer | None = None
         self._given_up = 0
         self._failure: StoreFailed | None = None
         self._closed = False
@@ -84,6 +86,8 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._fanout = fanout
         self._timestamp = timestamp
+        if self._engine.shared:
+            self._tailer = Tailer(self._engine, fanout, self._publish)
 
     @property
     def staged_count(self) -> int:
@@ -98,7 +102,10 @@ class Committer:
         future: asyncio.Future[Sequence[Event]] = self._loop.create_future()
         from_handler = self._fanout.listeners.calls_this_context()
         staged = Staged(append, future, from_handler=from_handler, from_wait_body=from_wait_body)
-        if not suffices(staged.facts, append, self._fanout.ring):
+        if self._tailer is not None:
+            if append.condition is not None:  # the engine compares it with what comes after
+                staged.facts = await self._engine.facts(Question(condition=append.condition))
+        elif not suffices(staged.facts, append, self._fanout.ring):
             staged.facts = await self._engine.facts(question_of(append))
         if self._closed:
             raise StoreClosed
@@ -126,6 +133,8 @@ class Committer:
     def look_again(self) -> None:
         """Note that something was staged, or that what held groups back may be gone."""
         self._gate.set()
+        if self._tailer is not None:
+            self._tailer.look_again()
 
     async def aclose(self) -> None:
         """Refuse what is staged with `StoreClosed`, and wait until the write in hand is published."""
@@ -133,6 +142,8 @@ class Committer:
         self._refuse_staged()
         self.look_again()
         await self._worker.drain()
+        if self._tailer is not None:
+            await self._tailer.aclose()
 
     def _refuse_staged(self) -> None:
         while self._staged:
@@ -159,7 +170,7 @@ class Committer:
         while self._staged:
             async with self._lock:
                 self._in_hand = await self._form_group()
-                await self._commit(self._in_hand)
+                await (self._commit(self._in_hand) if self._tailer is None else self._commit_shared(self._tailer))
                 self._in_hand = ()
             # Callers that were just answered stage their next append before the next group is formed. Where listeners
             # hold them, they are answered one step later. Measured: without this, groups are half as large.
@@ -182,6 +193,7 @@ class Committer:
         group: list[Staged] = []
         left: deque[Staged] = deque()
         size = events_count = 0
+        independents = Independents() if self._tailer is not None else None
         while self._staged:
             staged = self._staged.popleft()
             if staged.future.cancelled():
@@ -191,7 +203,9 @@ class Committer:
                 continue
             size += staged.append.size
             events_count += staged.append.events_count
-            if group and (size > limits.group_bytes_max or events_count > limits.group_events_max):
+            full = size > limits.group_bytes_max or events_count > limits.group_events_max
+            # A shared engine judges the appends of a group as if each were alone.
+            if (group and full) or (independents is not None and not independents.admit(staged.append)):
                 self._staged.appendleft(staged)
                 break
             group.append(staged)
@@ -223,6 +237,26 @@ class Committer:
             self._publish(judgement.commits)
         for staged, outcome in zip(group, judgement.outcomes, strict=True):
             self._answer(staged, outcome)
+
+    async def _commit_shared(self, tailer: Tailer) -> None:
+        group = self._in_hand
+        proposals = [Proposal(staged.append, max(staged.facts.head, 0), staged.facts.match) for staged in group]
+        if not proposals:
+            return
+        try:
+            committed = await self._engine.commit_shared(proposals, self._next_timestamp())
+        except Exception as error:
+            for staged in group:
+                staged.fail(error)
+            return
+        if committed.commits:
+            self._timestamp = committed.commits[-1].events[-1]._timestamp
+
+        def answer() -> None:
+            for staged, outcome in zip(group, committed.outcomes, strict=True):
+                self._answer(staged, outcome)
+
+        tailer.take(committed, answer)
 
     def _publish(self, commits: Sequence[Commit]) -> None:
         try:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from aiostore.drafts import Append
+from aiostore.drafts import Append, StreamDrafts
 from aiostore.engine import Commit, Facts, Outcome, Question
 from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, EventStoreError, IdempotencyConflict
 from aiostore.events import Event, version_matches
-from aiostore.query import AppendCondition
+from aiostore.query import AppendCondition, Query
 from aiostore.ring import Ring
 
 NOTHING_KNOWN = Facts(head=-1)
@@ -34,6 +34,47 @@ def suffices(facts: Facts, append: Append, ring: Ring) -> bool:
         if ring.version(part.stream_id) is None:
             return False
     return True
+
+
+def duplicate_of(append: Append, scope: tuple[str, str], stored: Sequence[Event]) -> Outcome:
+    """What an append comes to whose key stands with these events already: they, if it is the same append."""
+    asked = [(part.stream_id, draft) for part in append.parts for draft in part.drafts]
+    same = len(asked) == len(stored) and all(
+        stream_id == event.stream_id and draft.became(event)
+        for (stream_id, draft), event in zip(asked, stored, strict=True)
+    )
+    return stored if same else IdempotencyConflict(*scope, stored[0].event_id)
+
+
+class Independents:
+    """Appends of a group none of which depends on what another one of them stores."""
+
+    def __init__(self) -> None:
+        self._streams: set[str] = set()
+        self._scopes: set[tuple[str, str]] = set()
+        self._parts: list[StreamDrafts] = []
+
+    def admit(self, append: Append) -> bool:
+        """Take the append in; False if it depends on an earlier one, and is not taken in."""
+        scope = append.key_scope
+        if scope in self._scopes or any(
+            part.expected_version is not None and part.stream_id in self._streams for part in append.parts
+        ):
+            return False
+        if append.condition is not None and self._match(append.condition.query):
+            return False
+        if scope is not None:
+            self._scopes.add(scope)
+        self._streams.update(part.stream_id for part in append.parts if part.drafts)
+        self._parts.extend(append.parts)
+        return True
+
+    def _match(self, query: Query) -> bool:
+        return any(
+            query.matches(Event(0, part.stream_id, 0, draft.event_type, "", draft.data, draft.metadata, draft.tags))
+            for part in self._parts
+            for draft in part.drafts
+        )
 
 
 @dataclass(slots=True)
@@ -77,12 +118,7 @@ class _Court:
         stored = self._keys.get(scope) or self._ring.stored(scope) or facts.stored
         if not stored:
             return None
-        asked = [(part.stream_id, draft) for part in append.parts for draft in part.drafts]
-        same = len(asked) == len(stored) and all(
-            stream_id == event.stream_id and draft.became(event)
-            for (stream_id, draft), event in zip(asked, stored, strict=True)
-        )
-        return stored if same else IdempotencyConflict(*scope, stored[0].event_id)
+        return duplicate_of(append, scope, stored)
 
     def _refusal(self, append: Append, facts: Facts) -> EventStoreError | None:
         for part in append.parts:

@@ -44,6 +44,11 @@ class Worker:
         self._task = None
         self._ended(task)
 
+    def cancel(self) -> None:
+        """Cancel the task, if it runs."""
+        if self._task is not None:
+            self._task.cancel()
+
     async def drain(self) -> None:
         """Wait until the task has ended, and was not started again. Cancelled, this leaves the task alone."""
         while self._task is not None:

@@ -28,6 +28,7 @@ LAYERS: dict[int, list[str]] = {
         "fanout",
         "worker",
         "judging",
+        "tailer",
         "commit",
         "reader",
         "subscription",

@@ -1,0 +1,127 @@
+"""The tailer of a shared engine: publishes what all processes append, in the engine's order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from aiostore.engine import Commit, Committed, Engine
+from aiostore.errors import EngineUnavailable
+from aiostore.fanout import Fanout
+from aiostore.worker import Worker
+
+RETRY_S = 0.2
+"""So long after the engine was unavailable, what others appended is asked for again."""
+
+logger = logging.getLogger("aiostore")
+
+
+class _Own(NamedTuple):
+    committed: Committed
+    answer: Callable[[], None]
+
+
+class Tailer:
+    """Publishes each commit once, in order: own ones as they are where nothing lies between, else that first.
+
+    One worker watches the engine, another publishes while there is anything to publish. ``publish`` shows commits.
+    """
+
+    def __init__(self, engine: Engine, fanout: Fanout, publish: Callable[[Sequence[Commit]], None]) -> None:
+        self._engine = engine
+        self._fanout = fanout
+        self._publish = publish
+        self._own: deque[_Own] = deque()
+        self._gate = asyncio.Event()
+        self._closed = False
+        self._watcher = Worker("aiostore watcher", self._watch, self._watcher_ended)
+        self._publisher = Worker("aiostore tailer", self._publish_all, self._publisher_ended)
+        self._watcher.start()
+
+    def take(self, committed: Committed, answer: Callable[[], None]) -> None:
+        """Have an own group published in its turn, and then its callers answered; at once where that is now."""
+        if not committed.commits:
+            answer()
+        elif not self._publisher.running and self._fanout.head == committed.previous_head:
+            self._publish(committed.commits)
+            answer()
+        else:
+            self._own.append(_Own(committed, answer))
+            self._publisher.start()
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Note that what held the publishing of others' commits back may be gone."""
+        self._gate.set()
+
+    async def aclose(self) -> None:
+        """Publish what is in hand of the own commits, as far as it can be, and end."""
+        self._closed = True
+        self._watcher.cancel()
+        self.look_again()
+        await self._watcher.drain()
+        await self._publisher.drain()
+
+    async def _watch(self) -> None:
+        while not self._closed:
+            await self._engine.changed(self._fanout.head)
+            self._publisher.start()
+            await self._publisher.drain()
+
+    def _watcher_ended(self, task: asyncio.Task[None]) -> None:
+        self._report(task)
+        if not self._closed:
+            self._watcher.start()
+
+    async def _publish_all(self) -> None:
+        """Publish until all own commits are, and others' as far as there are any and nothing holds them back."""
+        fanout = self._fanout
+        while True:
+            if self._own:
+                committed, answer = self._own[0]
+                if committed.previous_head <= fanout.head:
+                    if committed.previous_head == fanout.head:
+                        self._publish(committed.commits)
+                    self._own.popleft()  # where it is below, it was read with what lay before it
+                    answer()
+                    continue
+            elif self._closed:
+                return
+            elif fanout.backlog_full or fanout.held_by_subscriptions:
+                self._gate.clear()
+                await self._gate.wait()
+                continue
+            try:
+                commits = await self._engine.commits_after(fanout.head)
+            except EngineUnavailable as error:
+                await self._give_up(error)
+                return
+            if commits:
+                self._publish(commits)
+            elif not self._own:
+                return
+
+    async def _give_up(self, error: EngineUnavailable) -> None:
+        """Let the callers go whose commits are stored; they are published when they can be read."""
+        logger.warning("what others appended cannot be read now, it is tried again: %s", error)
+        self._let_go()
+        if not self._closed:
+            await asyncio.sleep(RETRY_S)
+
+    def _publisher_ended(self, task: asyncio.Task[None]) -> None:
+        self._report(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._let_go()
+        elif self._own:
+            self._publisher.start()
+
+    def _let_go(self) -> None:
+        while self._own:
+            self._own.popleft().answer()
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None and not self._closed:
+            logger.critical("%s failed", task.get_name(), exc_info=task.exception())
