@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiostore.engine import Engine
-from aiostore.errors import EngineUnsupported
+from aiostore.errors import EngineUnavailable, EngineUnsupported
 
 
 def connect(location: str | os.PathLike[str] | Engine | None, options: Mapping[str, Any]) -> Engine:
@@ -27,11 +27,27 @@ def connect(location: str | os.PathLike[str] | Engine | None, options: Mapping[s
     if not isinstance(path, str) or not path:
         raise ValueError(f"the location must be a path that is not empty or a URL, not {location!r}")
     scheme, separator, _ = path.partition("://")
+    if scheme in ("postgresql", "postgres") and separator:
+        return _postgres(path, options)
     if separator:
         raise EngineUnsupported(
-            f"there is no engine for {scheme}:// locations; a directory's path makes an embedded log"
+            f"there is no engine for {scheme}:// locations; a directory's path makes an embedded log, "
+            "postgresql://… a shared store"
         )
     from aiostore.engines.file.engine import FileEngine
 
     engine: Engine = FileEngine(path, **options)
+    return engine
+
+
+def _postgres(url: str, options: Mapping[str, Any]) -> Engine:
+    try:
+        from aiostore.engines.postgres.engine import PostgresEngine
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise EngineUnavailable(
+            "postgresql:// locations need the package asyncpg: pip install '.[postgres]' from the checkout"
+        ) from error
+    engine: Engine = PostgresEngine(url, **options)
     return engine

@@ -1,0 +1,1 @@
+"""The engine over PostgreSQL: shared by any number of processes."""

@@ -1,0 +1,252 @@
+"""What runs in the server: the functions of a schema, as SQL with ``{schema}`` and ``{lock}`` to be filled in.
+
+``append_group`` judges and stores a group of appends in one transaction. It takes the schema's lock first: in READ
+COMMITTED each later statement sees all that was committed before the lock was got, so that positions are dense, and
+become visible in their order. ``{lock}`` is held until that is so.
+
+The fence: each writer has a row with the token of its latest connection and the number and result of its last group
+that stored anything, written with the group. ``take_over`` puts a new token there, under the lock: from then on an
+earlier call of the same writer, wherever it got stuck, is refused, and the row tells whether it was stored.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PASSED: Final = 0
+DUPLICATE: Final = 1
+CONFLICT: Final = 2
+MATCHED: Final = 3
+
+FENCED: Final = "AS001"
+"""The SQLSTATE of a group that came over a connection which the writer has given up."""
+
+SEPARATOR: Final = "\x1f"
+"""Joins tags into one text: a control character, which no tag has."""
+
+TAKE_OVER: Final = """
+CREATE FUNCTION {schema}.take_over(the_writer uuid, the_token bigint) RETURNS {schema}.writers
+LANGUAGE plpgsql AS $$
+DECLARE
+    mine {schema}.writers;
+BEGIN
+    PERFORM pg_advisory_xact_lock({lock});
+    DELETE FROM {schema}.writers w WHERE w.seen < now() - interval '30 days' AND w.writer <> the_writer;
+    INSERT INTO {schema}.writers AS w (writer, token, group_number, seen) VALUES (the_writer, the_token, 0, now())
+        ON CONFLICT (writer) DO UPDATE SET token = excluded.token, seen = excluded.seen
+        RETURNING w.* INTO mine;
+    RETURN mine;
+END $$;
+"""
+
+FIRST_MATCH: Final = """
+CREATE FUNCTION {schema}.first_match(above bigint, up_to bigint, items json) RETURNS bigint
+LANGUAGE sql STABLE AS $$
+    WITH item AS MATERIALIZED (
+        SELECT CASE WHEN i ->> 'types' IS NULL THEN NULL
+                    ELSE ARRAY(SELECT t COLLATE "C" FROM json_array_elements_text(i -> 'types') t) END AS types,
+               CASE WHEN i ->> 'tags' IS NULL THEN NULL
+                    ELSE ARRAY(SELECT t COLLATE "C" FROM json_array_elements_text(i -> 'tags') t) END AS tags,
+               (i ->> 'prefix') COLLATE "C" AS prefix
+        FROM json_array_elements(items) i)
+    SELECT e.pos FROM {schema}.events e
+    WHERE e.pos > above AND e.pos <= up_to AND EXISTS (
+        SELECT FROM item i
+        WHERE (i.types IS NULL OR e.type = ANY (i.types))
+          AND (i.tags IS NULL OR e.tags @> i.tags)
+          AND (i.prefix IS NULL
+               OR starts_with((SELECT s.name FROM {schema}.streams s WHERE s.sid = e.sid), i.prefix)))
+    ORDER BY e.pos LIMIT 1
+$$;
+"""
+
+# Arrays of one length belong together: streams; k_ the keys; x_ the expectations (-1: the stream exists); c_ the
+# conditions; e_ the events. *_append and *_stream are places in the group and in streams, from 1.
+APPEND_GROUP: Final = """
+CREATE FUNCTION {schema}.append_group(
+    the_writer uuid, the_token bigint, the_group bigint, stamp timestamptz, appends integer, streams text[],
+    k_append integer[], k_stream integer[], k_key text[],
+    x_append integer[], x_stream integer[], x_expected bigint[],
+    c_append integer[], c_above bigint[], c_match bigint[], c_items text[],
+    e_append integer[], e_stream integer[], e_type text[], e_data json[], e_metadata json[], e_tags text[],
+    e_key text[], e_more integer[], e_size integer[])
+RETURNS {schema}.result
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    answer {schema}.result;
+    verdicts smallint[] := array_fill(0::smallint, ARRAY[appends]);
+    details bigint[] := array_fill(0::bigint, ARRAY[appends]);
+    stream_ids bigint[];
+    versions bigint[];
+    previous bigint;
+    issued bigint;
+    stored integer;
+    known boolean;
+    refused boolean := false;
+    found_at bigint;
+    one record;
+BEGIN
+    PERFORM pg_advisory_xact_lock({lock});
+    SELECT h.pos, h.sids, greatest(h.ts, stamp),
+           EXISTS (SELECT FROM {schema}.writers w WHERE w.writer = the_writer AND w.token = the_token)
+        INTO STRICT previous, issued, stamp, known FROM {schema}.head h;
+    IF NOT known THEN
+        RAISE EXCEPTION 'another connection of this writer has taken over' USING ERRCODE = '{fenced}';
+    END IF;
+    SELECT array_agg(coalesce(s.sid, issued + n.place) ORDER BY n.place),
+           array_agg(coalesce(s.version, 0) ORDER BY n.place)
+        INTO stream_ids, versions
+        FROM unnest(streams) WITH ORDINALITY n(name, place) LEFT JOIN {schema}.streams s ON s.name = n.name;
+
+    IF cardinality(k_append) > 0 THEN
+        FOR one IN
+            SELECT k.append, e.pos FROM unnest(k_append, k_stream, k_key) k(append, stream, key)
+            JOIN {schema}.events e ON e.sid = stream_ids[k.stream] AND e.key = k.key
+        LOOP
+            verdicts[one.append] := {duplicate};
+            details[one.append] := one.pos;
+            refused := true;
+        END LOOP;
+    END IF;
+    IF cardinality(x_append) > 0 THEN
+        FOR one IN
+            SELECT x.append, x.place FROM unnest(x_append, x_stream, x_expected)
+                WITH ORDINALITY x(append, stream, expected, place)
+            WHERE CASE WHEN x.expected < 0 THEN versions[x.stream] = 0
+                       ELSE versions[x.stream] <> x.expected END
+            ORDER BY x.place
+        LOOP
+            IF verdicts[one.append] = {passed} THEN
+                verdicts[one.append] := {conflict};
+                details[one.append] := one.place;
+                refused := true;
+            END IF;
+        END LOOP;
+    END IF;
+    IF cardinality(c_append) > 0 THEN
+        FOR one IN
+            SELECT c.* FROM unnest(c_append, c_above, c_match, c_items) c(append, above, match, items)
+            WHERE c.above < previous OR c.match IS NOT NULL
+        LOOP
+            IF verdicts[one.append] = {passed} THEN
+                found_at := one.match;
+                IF found_at IS NULL THEN
+                    found_at := {schema}.first_match(one.above, previous, one.items::json);
+                END IF;
+                IF found_at IS NOT NULL THEN
+                    verdicts[one.append] := {matched};
+                    details[one.append] := found_at;
+                    refused := true;
+                END IF;
+            END IF;
+        END LOOP;
+    END IF;
+
+    answer := ROW(previous, stamp, verdicts, details, versions);
+    IF cardinality(e_append) = 0 THEN
+        RETURN answer;
+    END IF;
+    INSERT INTO {schema}.events (pos, sid, version, type, ts, data, metadata, tags, key, more, size)
+        SELECT previous + row_number() OVER (ORDER BY e.place), stream_ids[e.stream],
+               versions[e.stream] + row_number() OVER (PARTITION BY e.stream ORDER BY e.place),
+               e.type, stamp, e.data, e.metadata, string_to_array(e.tags, chr(31)), e.key, e.more, e.size
+        FROM unnest(e_append, e_stream, e_type, e_data, e_metadata, e_tags, e_key, e_more, e_size)
+            WITH ORDINALITY e(append, stream, type, data, metadata, tags, key, more, size, place)
+        WHERE NOT refused OR verdicts[e.append] = {passed};
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    IF stored = 0 THEN
+        RETURN answer;
+    END IF;
+    IF cardinality(array_remove(e_tags, NULL)) > 0 THEN
+        INSERT INTO {schema}.tags (tag, pos)
+            SELECT t.tag, e.pos FROM {schema}.events e CROSS JOIN LATERAL unnest(e.tags) t(tag)
+            WHERE e.pos > previous AND e.tags IS NOT NULL;
+    END IF;
+    INSERT INTO {schema}.streams AS s (sid, name, version)
+        SELECT n.sid, n.name, e.version
+        FROM (SELECT sid, max(version) AS version FROM {schema}.events WHERE pos > previous GROUP BY sid) e
+        JOIN unnest(stream_ids, streams) n(sid, name) ON n.sid = e.sid
+        ON CONFLICT (name) DO UPDATE SET version = excluded.version;
+    UPDATE {schema}.head SET pos = previous + stored, ts = stamp, sids = issued + cardinality(streams);
+    UPDATE {schema}.writers SET group_number = the_group, result = answer, seen = now() WHERE writer = the_writer;
+    PERFORM pg_notify('{channel}', (previous + stored)::text);
+    RETURN answer;
+END $$;
+"""
+
+# The last version of a stream whose event stands at or below a position, found by halving: versions are dense, and in
+# the order of positions.
+VERSION_AT: Final = """
+CREATE FUNCTION {schema}.version_at(stream bigint, place bigint) RETURNS bigint
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    low bigint := 0;
+    high bigint;
+    middle bigint;
+BEGIN
+    IF place <= 0 THEN
+        RETURN 0;
+    END IF;
+    SELECT version INTO high FROM {schema}.streams WHERE sid = stream;
+    IF (SELECT pos FROM {schema}.events WHERE sid = stream AND version = high) <= place THEN
+        RETURN high;
+    END IF;
+    WHILE high - low > 1 LOOP
+        middle := (low + high) / 2;
+        IF (SELECT pos FROM {schema}.events WHERE sid = stream AND version = middle) <= place THEN
+            low := middle;
+        ELSE
+            high := middle;
+        END IF;
+    END LOOP;
+    RETURN low;
+END $$;
+"""
+
+# What identifies the event at a position, so that another in its place is seen. NULL where there is none.
+MARK_OF: Final = """
+CREATE FUNCTION {schema}.mark_of(place bigint) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN place = 0 THEN '' ELSE (
+        SELECT encode(sha256(convert_to(concat_ws(chr(31), s.name, e.version, e.type, extract(epoch FROM e.ts), e.data,
+            e.metadata, array_to_string(e.tags, chr(30)), e.key, e.more), 'UTF8')), 'hex')
+        FROM {schema}.events e JOIN {schema}.streams s ON s.sid = e.sid WHERE e.pos = place) END
+$$;
+"""
+
+# Returns the new revision and nothing, or nothing and the revision that was not expected.
+SAVE_STATE: Final = """
+CREATE FUNCTION {schema}.save_state(the_key text, the_position bigint, the_value bytea, expected bigint,
+    OUT saved bigint, OUT actual bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    the_mark text := {schema}.mark_of(the_position);
+BEGIN
+    IF the_mark IS NULL THEN
+        RAISE EXCEPTION 'there is no event at position %', the_position USING ERRCODE = '{no_event}';
+    END IF;
+    IF expected IS NULL THEN
+        INSERT INTO {schema}.states AS s (key, revision, pos, mark, value)
+            VALUES (the_key, 1, the_position, the_mark, the_value)
+            ON CONFLICT (key) DO UPDATE SET revision = s.revision + 1, pos = excluded.pos, mark = excluded.mark,
+                value = excluded.value
+            RETURNING s.revision INTO saved;
+    ELSIF expected = 0 THEN
+        INSERT INTO {schema}.states AS s (key, revision, pos, mark, value)
+            VALUES (the_key, 1, the_position, the_mark, the_value)
+            ON CONFLICT (key) DO NOTHING RETURNING s.revision INTO saved;
+    ELSE
+        UPDATE {schema}.states s SET revision = s.revision + 1, pos = the_position, mark = the_mark, value = the_value
+            WHERE s.key = the_key AND s.revision = expected RETURNING s.revision INTO saved;
+    END IF;
+    IF saved IS NULL THEN
+        SELECT coalesce((SELECT s.revision FROM {schema}.states s WHERE s.key = the_key), 0) INTO actual;
+    END IF;
+END $$;
+"""
+
+NO_EVENT: Final = "AS002"
+"""The SQLSTATE of a state that was made of an event which is not there."""
+
+FUNCTIONS: Final = (FIRST_MATCH, APPEND_GROUP, TAKE_OVER, VERSION_AT, MARK_OF, SAVE_STATE)

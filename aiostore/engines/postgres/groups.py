@@ -1,0 +1,211 @@
+"""A group of proposals as the arguments of ``append_group``, and its answer as outcomes. Plain functions, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from aiostore.drafts import Append
+from aiostore.engine import Commit, Outcome, Proposal
+from aiostore.engines.postgres.functions import CONFLICT, DUPLICATE, MATCHED, PASSED, SEPARATOR
+from aiostore.engines.postgres.rows import timestamp_text
+from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, IdempotencyConflict
+from aiostore.events import Event
+from aiostore.query import Query
+
+BIGINT_MAX: Final = 2**63 - 1
+_EXISTS: Final = -1
+
+
+def storable(text: str) -> bool:
+    """Whether the server can hold the text at all; what it cannot, nothing stored there has."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text))
+
+
+class Item(NamedTuple):
+    """A `QueryItem` of which only what may match is left; None does not restrict."""
+
+    types: Sequence[str] | None
+    tags: Sequence[str] | None
+    prefix: str | None
+
+
+def items_of(query: Query) -> Sequence[Item] | None:
+    """The items of a query that may match anything at all; None where every event does."""
+    if not query.items:
+        return None
+    items: list[Item] = []
+    for item in query.items:
+        types = [name for name in item.types if storable(name)]
+        if (item.types and not types) or not all(map(storable, (*item.tags, item.stream_prefix or ""))):
+            continue
+        items.append(Item(types or None, item.tags or None, item.stream_prefix))
+    return items
+
+
+@dataclass(slots=True)
+class _Arguments:
+    """The arrays of ``append_group``, in its order."""
+
+    streams: list[str] = field(default_factory=list)
+    k_append: list[int] = field(default_factory=list)
+    k_stream: list[int] = field(default_factory=list)
+    k_key: list[str] = field(default_factory=list)
+    x_append: list[int] = field(default_factory=list)
+    x_stream: list[int] = field(default_factory=list)
+    x_expected: list[int] = field(default_factory=list)
+    c_append: list[int] = field(default_factory=list)
+    c_above: list[int] = field(default_factory=list)
+    c_match: list[int | None] = field(default_factory=list)
+    c_items: list[str] = field(default_factory=list)
+    e_append: list[int] = field(default_factory=list)
+    e_stream: list[int] = field(default_factory=list)
+    e_type: list[str] = field(default_factory=list)
+    e_data: list[msgspec.Raw] = field(default_factory=list)
+    e_metadata: list[msgspec.Raw | None] = field(default_factory=list)
+    e_tags: list[str | None] = field(default_factory=list)
+    e_key: list[str | None] = field(default_factory=list)
+    e_more: list[int] = field(default_factory=list)
+    e_size: list[int] = field(default_factory=list)
+
+    def all(self) -> list[Any]:
+        return [getattr(self, name) for name in self.__slots__]
+
+
+ARGUMENTS_COUNT: Final = 5 + len(_Arguments.__slots__)
+"""The writer, its token, the group's number, its timestamp, how many appends; and the arrays."""
+
+
+class Answer(NamedTuple):
+    """What the server says of a group, by places in it: see ``append_group``."""
+
+    previous_head: int
+    timestamp: datetime
+    verdicts: Sequence[int]
+    details: Sequence[int]
+    versions: Sequence[int]
+    """Of each stream of the group, before it."""
+
+
+class Group:
+    """Proposals with their arguments."""
+
+    def __init__(self, proposals: Sequence[Proposal], timestamp: str) -> None:
+        self.proposals = proposals
+        self._places: dict[str, int] = {}
+        self._expectations: list[tuple[str, Any]] = []
+        arrays = _Arguments()
+        for place, proposal in enumerate(proposals, start=1):
+            self._add(arrays, place, proposal)
+        arrays.streams = list(self._places)
+        self.arguments: Sequence[Any] = (datetime.fromisoformat(timestamp), len(proposals), *arrays.all())
+
+    def _stream(self, stream_id: str) -> int:
+        return self._places.setdefault(stream_id, len(self._places) + 1)
+
+    def _add(self, arrays: _Arguments, place: int, proposal: Proposal) -> None:
+        append = proposal.append
+        key = append.idempotency_key
+        scope = append.key_scope
+        if scope is not None:
+            arrays.k_append.append(place)
+            arrays.k_stream.append(self._stream(scope[0]))
+            arrays.k_key.append(scope[1])
+        condition = append.condition
+        if condition is not None:
+            arrays.c_append.append(place)
+            arrays.c_above.append(min(max(proposal.searched_up_to, condition.after or 0), BIGINT_MAX))
+            arrays.c_match.append(proposal.match)
+            arrays.c_items.append(_encoded_items(condition.query))
+        more = append.events_count
+        for part in append.parts:
+            stream = self._stream(part.stream_id)
+            if part.expected_version is not None:
+                expected = part.expected_version
+                arrays.x_append.append(place)
+                arrays.x_stream.append(stream)
+                arrays.x_expected.append(min(expected, BIGINT_MAX) if isinstance(expected, int) else _EXISTS)
+                self._expectations.append((part.stream_id, expected))
+            for draft in part.drafts:
+                more -= 1
+                arrays.e_append.append(place)
+                arrays.e_stream.append(stream)
+                arrays.e_type.append(draft.event_type)
+                arrays.e_data.append(draft.data)
+                arrays.e_metadata.append(draft.metadata if len(memoryview(draft.metadata)) else None)
+                arrays.e_tags.append(SEPARATOR.join(draft.tags) if draft.tags else None)
+                arrays.e_key.append(key)
+                arrays.e_more.append(more)
+                arrays.e_size.append(draft.size)
+                key = None
+
+    def outcomes(self, answer: Answer) -> tuple[list[Commit], list[Outcome | None]]:
+        """The commits that were stored, and what each proposal came to; None for one whose key is stored already."""
+        commits: list[Commit] = []
+        outcomes: list[Outcome | None] = []
+        versions = dict(zip(self._places, answer.versions, strict=True))
+        event_id, timestamp = answer.previous_head, timestamp_text(answer.timestamp)
+        for (append, _, _), verdict, detail in zip(self.proposals, answer.verdicts, answer.details, strict=True):
+            if verdict == PASSED:
+                events = _placed(append, event_id, timestamp, versions)
+                event_id += len(events)
+                if events:
+                    commits.append(Commit(events, append.idempotency_key, append.size))
+                outcomes.append(events)
+            elif verdict == CONFLICT:
+                stream_id, expected = self._expectations[detail - 1]
+                actual = answer.versions[self._places[stream_id] - 1]
+                outcomes.append(ConcurrencyConflict(stream_id, expected, actual))
+            elif verdict == MATCHED:
+                outcomes.append(AppendConditionFailed(detail))
+            else:
+                assert verdict == DUPLICATE, f"{verdict} is no verdict"
+                outcomes.append(None)
+        return commits, outcomes
+
+
+def _placed(append: Append, event_id: int, timestamp: str, versions: dict[str, int]) -> list[Event]:
+    """The events of an append that passed, the first right above ``event_id``; the versions are brought up to date."""
+    events: list[Event] = []
+    for part in append.parts:
+        stream_id = part.stream_id
+        version = versions[stream_id]
+        for draft in part.drafts:
+            event_id += 1
+            version += 1
+            events.append(
+                Event(
+                    event_id,
+                    stream_id,
+                    version,
+                    draft.event_type,
+                    timestamp,
+                    draft.data,
+                    draft.metadata,
+                    draft.tags,
+                )
+            )
+        versions[stream_id] = version
+    return events
+
+
+def duplicate_outcome(append: Append, stored: Sequence[Event]) -> Outcome:
+    """What an append comes to whose key stands with stored events: these, if they are what it would have stored."""
+    asked = [(part.stream_id, draft) for part in append.parts for draft in part.drafts]
+    same = len(asked) == len(stored) and all(
+        stream_id == event.stream_id and draft.became(event)
+        for (stream_id, draft), event in zip(asked, stored, strict=True)
+    )
+    scope = append.key_scope
+    assert scope is not None, "a duplicate has a key"
+    return stored if same else IdempotencyConflict(*scope, stored[0].event_id)
+
+
+def _encoded_items(query: Query) -> str:
+    items = items_of(query)
+    shown = [{}] if items is None else [item._asdict() for item in items]
+    return msgspec.json.encode(shown).decode()

@@ -1,0 +1,129 @@
+"""The one connection that appends, and how the outcome of a group is found out when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import uuid
+from typing import Final
+
+from aiostore.engines.postgres.connections import Connector, Session, backoff_seconds, unavailable
+from aiostore.engines.postgres.failures import is_lost, is_refusal, mapped
+from aiostore.engines.postgres.groups import ARGUMENTS_COUNT, Answer, Group
+from aiostore.errors import OutcomeUnknown
+
+logger = logging.getLogger("aiostore")
+
+_TOKEN_BITS: Final = 62
+
+
+class Writer:
+    """Stores groups, one at a time. See `functions` for the fence that tells what became of one.
+
+    ``begun``: whether the group in hand may be stored already, or become so.
+    """
+
+    def __init__(self, connector: Connector) -> None:
+        schema = connector.location.schema
+        self._connector = connector
+        self._id = uuid.uuid4()
+        self._token = 0
+        self._number = 0
+        self._session: Session | None = None
+        self.begun = False
+        parameters = ", ".join(f"${n}" for n in range(1, ARGUMENTS_COUNT + 1))
+        self._append = f"SELECT previous, ts, verdicts, details, versions FROM {schema}.append_group({parameters})"  # noqa: S608
+        self._take_over = (
+            "SELECT group_number, (result).previous, (result).ts, (result).verdicts, (result).details,"
+            f" (result).versions FROM {schema}.take_over($1, $2)"
+        )
+        self._leave = f"DELETE FROM {schema}.writers WHERE writer = $1 AND token = $2"  # noqa: S608
+
+    async def store(self, group: Group) -> Answer:
+        """Have the group judged and stored. The connection is made anew where it is lost, for a bounded time.
+
+        Raises `OutcomeUnknown` where the server is not there any more to be asked what became of it; all other errors
+        say that nothing was stored.
+        """
+        self._number += 1
+        seconds = self._connector.times.retry
+        location = self._connector.location.shown
+        loop = asyncio.get_running_loop()
+        until: float | None = None
+        tries = 0
+        while True:
+            try:
+                return await self._try(group, None if until is None else until - loop.time())
+            except Exception as error:
+                if is_refusal(error):
+                    self.begun = False
+                if not is_lost(error):
+                    raise mapped(error, location) from error
+                self._drop()
+                now = loop.time()
+                if until is None:
+                    until = now + seconds
+                    logger.warning("the connection to %s is lost: %s", location, error)
+                pause = backoff_seconds(tries)
+                if now + pause >= until:
+                    if self.begun:
+                        raise OutcomeUnknown(
+                            f"the connection to {location} went while an append was under way, and it could not be "
+                            f"reached for {seconds:g} s: it may or may not be stored; retry with a key ({error})"
+                        ) from error
+                    raise unavailable(location, seconds, error) from error
+                tries += 1
+            except BaseException:
+                self._drop()
+                raise
+            await asyncio.sleep(pause)
+
+    async def _try(self, group: Group, seconds: float | None) -> Answer:
+        session = self._session
+        if session is None or session.is_closed():
+            session, earlier, answer = await self._connect(seconds)
+            if self.begun and earlier == self._number:
+                assert answer is not None, "a group that was stored has a result"
+                return answer
+            self.begun = False  # it was not stored, and from now on it is refused
+        session.warned = ""
+        self.begun = True
+        (row,) = await session.ask(self._append, self._id, self._token, self._number, *group.arguments)
+        if session.warned:
+            # The server gave up waiting for its standby: what is stored might be lost with this server.
+            self._drop()
+            raise OutcomeUnknown(f"{self._connector.location.shown} stored an append, but warned: {session.warned}")
+        return Answer(*row)
+
+    async def _connect(self, seconds: float | None) -> tuple[Session, int, Answer | None]:
+        """Take over from the connection before: afterwards, nothing that was sent over it can be stored any more."""
+        session = await self._connector.connect()
+        token = secrets.randbits(_TOKEN_BITS)
+        try:
+            ((number, *result),) = await session.ask(self._take_over, self._id, token, seconds=seconds)
+        except BaseException:
+            session.terminate()
+            raise
+        self._session = session
+        self._token = token
+        return session, number, None if result[0] is None else Answer(*result)
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._connect(None)
+
+    def _drop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.terminate()
+
+    async def aclose(self) -> None:
+        """Leave the server."""
+        session, self._session = self._session, None
+        if session is not None and not session.is_closed():
+            try:
+                await session.ask(self._leave, self._id, self._token, seconds=self._connector.times.connect)
+            except Exception as error:
+                logger.info("the row of a writer stays in %s: %s", self._connector.location.shown, error)
+            await session.close_politely()
