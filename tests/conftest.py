@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from aiostore import EventStore
+from tests.shared.database import Database, SharedEngine
 
 OpenStore = Callable[..., Awaitable[EventStore]]
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "shared"])
 def engine_name(request: pytest.FixtureRequest) -> str:
     """The engine that this run of a conformance test is for; tests must not look at it, but ask the engine's flags."""
     name: str = request.param
@@ -26,8 +27,8 @@ async def open_store(engine_name: str, tmp_path: Path) -> AsyncIterator[OpenStor
     opened: list[EventStore] = []
 
     async def open_store(**options: Any) -> EventStore:
-        location = None if engine_name == "memory" else tmp_path / f"store-{len(opened)}"
-        store = await EventStore.open(location, **options)
+        locations = {"memory": None, "file": tmp_path / f"store-{len(opened)}", "shared": SharedEngine(Database())}
+        store = await EventStore.open(locations[engine_name], **options)
         opened.append(store)
         return store
 
