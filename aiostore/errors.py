@@ -151,7 +151,7 @@ class StoreFull(EventStoreError):
 
 
 class StoreCorrupt(EventStoreError):
-    """Stored bytes are damaged, at ``offset`` in the file ``path``.
+    """Stored bytes are damaged, at ``offset`` in the file ``path`` (-1: it is not known where).
 
     ``first_event_id`` to ``last_event_id`` are the events that it may concern, 0 where that is not known.
     """
@@ -165,6 +165,8 @@ class StoreCorrupt(EventStoreError):
         self.last_event_id = last_event_id
 
     def __str__(self) -> str:
+        if self.offset < 0:
+            return f"{self.path} is corrupt: {self.reason}"
         ids = ""
         if self.first_event_id:
             ids = f", events {self.first_event_id} to {self.last_event_id or 'unknown'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -28,7 +27,7 @@ def check_handler(event_type: object, handler: object) -> str:
 class Fold(Generic[S]):
     """A state and how far it has come. ``handlers``: by event type; what has none is passed over."""
 
-    __slots__ = ("handlers", "passed", "position", "state", "taken_count")
+    __slots__ = ("going_on", "handlers", "passed", "position", "state", "taken_count")
 
     def __init__(self, handlers: dict[str, StateHandler[S]], state: S) -> None:
         self.handlers = handlers
@@ -38,10 +37,13 @@ class Fold(Generic[S]):
         self.passed: set[str] = set()
         """The types of events that were passed over."""
         self.taken_count = 0
+        self.going_on: Callable[[], bool] | None = None
+        """Called between events, after each that was waited for; where it says False, no further one is taken."""
 
     async def take(self, events: Sequence[Event]) -> None:
         """Take the events, in order. Where a handler raises or is cancelled, that event is the next to be taken."""
         handlers = self.handlers
+        awaited = False
         for event in events:
             handler = handlers.get(event.event_type)
             if handler is None:
@@ -50,11 +52,16 @@ class Fold(Generic[S]):
                 result: Any = handler(self.state, event)
                 if result is not None:
                     if hasattr(result, "__await__"):  # isinstance(…, Awaitable) takes longer than most handlers
+                        awaited = True
                         result = await result
                     if result is not None:
                         self.state = result
             self.position = event.event_id
             self.taken_count += 1
+            if awaited:
+                awaited = False
+                if self.going_on is not None and not self.going_on():
+                    return
 
 
 async def reconstruct_state(
@@ -73,6 +80,8 @@ async def reconstruct_state(
 
     Raises what a handler raises; ValueError for a naive datetime; what `EventStore.read_stream` raises.
     """
+    if not callable(initial):
+        raise TypeError(f"initial must be a function that gives the first state, such as lambda: 0, not {initial!r}")
     checked = {check_handler(event_type, handler): handler for event_type, handler in handlers.items()}
     fold = Fold(checked, initial())
     until = up_to if isinstance(up_to, datetime) else None
@@ -84,5 +93,4 @@ async def reconstruct_state(
             await fold.take([event for event in events if event.timestamp <= until])
             break
         await fold.take(events)
-        await asyncio.sleep(0)  # handlers may take long
     return fold.state

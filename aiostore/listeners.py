@@ -97,6 +97,7 @@ class Listeners:
         self._backlog: deque[Commit | Listener] = deque()
         self._delivered = head
         self._held: deque[tuple[int, asyncio.Future[Sequence[Event]], Sequence[Event]]] = deque()
+        self._suspended = True
         self._worker = Worker("aiostore delivery", self._deliver, self._ended)
 
     def add(
@@ -196,6 +197,7 @@ class Listeners:
                 commits[0].events if len(commits) == 1 else [event for commit in commits for event in commit.events]
             )
             last = events[-1].event_id
+            self._suspended = False
             due = [listener for listener in self.registered if listener.after < last]
             for place, listener in enumerate(due):
                 if place and not _any_waits(due[place:]):
@@ -212,8 +214,11 @@ class Listeners:
                 await _give_way()
 
     def _next_commits(self) -> Sequence[Commit]:
-        """The next commit; or those that are there, where all handlers take them in bulk: none gets one out of turn."""
-        count = GIVE_WAY_COMMITS if self._all_in_bulk else 1
+        """The next commit; or those that are there, where all handlers take them in bulk: none gets one out of turn.
+
+        And not where a handler waited for something with the last ones: the first append would wait for all of that.
+        """
+        count = GIVE_WAY_COMMITS if self._all_in_bulk and not self._suspended else 1
         commits: list[Commit] = []
         for item in islice(self._backlog, count):
             if isinstance(item, Listener):
@@ -243,14 +248,17 @@ class Listeners:
                 except StopIteration:
                     pass  # most handlers wait for nothing
                 else:
+                    self._suspended = True
                     timer = self._watch(listener)
                     try:
                         await _in_context(context, coroutine, awaited)
                     finally:
                         timer.cancel()
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:
             listener.error = error
             listener.end(error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):  # it ends the loop, but not in mid-delivery
+                asyncio.get_running_loop().call_soon(_raise, error)
             logger.error("handler %s is detached: it raised %r", listener.name, error, exc_info=error)
         finally:
             scope.active = False
@@ -267,6 +275,10 @@ class Listeners:
             )
 
         return asyncio.get_running_loop().call_later(SLOW_HANDLER_S, warn)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _any_waits(listeners: Iterable[Listener]) -> bool:

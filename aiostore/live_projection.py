@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 from bisect import bisect_right, insort
+from types import TracebackType
 from typing import Self
 
 from anyio.abc import AsyncResource
@@ -12,12 +15,15 @@ from aiostore.errors import ProjectionStopped
 from aiostore.events import Event
 from aiostore.fanout import Fanout
 from aiostore.limits import check_number
-from aiostore.listeners import Listener
+from aiostore.listeners import Listener, Listeners
 from aiostore.projection import Projection, S, logger
 from aiostore.worker import Worker
 
 SEAM_EVENTS = 500
 """So few events behind the head, a projection goes live: appends that come meanwhile wait until it has had these."""
+
+_Waiter = tuple[int, int, asyncio.Future[None]]
+"""The event_id that is waited for, a number that no other waiter has, and what is done when the event is there."""
 
 
 class LiveProjection(Projection[S], AsyncResource):
@@ -25,52 +31,60 @@ class LiveProjection(Projection[S], AsyncResource):
 
     Entered, it takes all there is, and from then on what is appended, without a gap and once (`EventStore.on_commit`):
     after ``await store.append(…)``, `state` has it. In a handler that appends, the append returns first, and comes
-    after the commit in hand. Snapshots of ``snapshot_interval`` are written in the background.
+    after the commit in hand. Every commit calls on every live projection, also where its query matches nothing of it.
 
     A handler that raises stops it at that event; the appends and the other projections go on. `error` has what it
-    raised, and so has `wait_for`; `catch_up` goes on at that event and then follows again. It needs a store that can
-    be followed (not ``mode="r"``), and is up to date only with appends of this process and those that it has seen.
+    raised, and so has `wait_for`; `catch_up` goes on at that event and then follows again. Snapshots of
+    ``snapshot_interval`` are written in the background; to encode one takes the loop about 0.1 s for 10 MB of state.
+
+    It needs a store that can be followed (not ``mode="r"``).
     """
 
+    _entry: object | None = None  # a new one for each `async with`
     _listener: Listener | None = None
-    _entered = False
+    _listeners: Listeners | None = None
+    _saver: Worker | None = None
     _seam = 0  # the head when it began to listen: what comes before is read, not listened to
     _pending: tuple[int, bytes] | None = None  # the newest snapshot that is not written yet
+    _traceback: TracebackType | None = None  # of the error as it was raised: to raise it again adds to its own
+    _waiters: list[_Waiter]
+    _waiters_count = 0
 
     async def __aenter__(self) -> Self:
-        if self._entered:
+        if self._entry is not None:
             raise RuntimeError(f"projection {self._name!r} follows the store already")
-        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._waiters_count = 0
-        self._saver = Worker(f"snapshots of projection {self._name!r}", self._save_pending, self._saved)
-        self._entered = True
+        self._waiters = []
+        self._saver = self._saver or Worker(f"snapshots of projection {self._name!r}", self._save_pending, self._saved)
+        entry = self._entry = object()
         try:
             await self._go_live()
         except BaseException:
-            self._leave()
+            if self._entry is entry:
+                self._leave()
             raise
         return self
 
     async def aclose(self) -> None:
-        """Follow no more, when the commit in hand is taken and the snapshot in hand is saved. Again is nothing.
+        """Follow no more; returns when the handler in hand has returned and the snapshot in hand is saved.
 
-        From any task; inside a handler, it does not wait. `wait_for` raises `ProjectionStopped`. Its state stays, and
-        entered again it goes on.
+        From any task, again and at once; inside a handler of the store, it does not wait. `wait_for` raises
+        `ProjectionStopped`. Its state stays, and entered again it goes on.
         """
-        if not self._entered:
-            return
         self._leave()
-        self._wake(self._closed())
-        if not self._turn.mine:
+        if not self._in_handler():
             async with self._turn:
                 pass
-            await self._saver.drain()
+            if self._saver is not None:
+                await self._saver.drain()
 
     def _leave(self) -> None:
-        self._entered = False
+        if self._entry is None:
+            return
+        self._entry = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        self._wake(self._stopped("it was closed"))
 
     @property
     def is_live(self) -> bool:
@@ -83,7 +97,7 @@ class LiveProjection(Projection[S], AsyncResource):
         Live, it is up to date with what has returned, and this waits for what is on its way. See `Projection.catch_up`
         for the rest. RuntimeError in a handler of the store.
         """
-        if not self._entered:
+        if self._entry is None:
             return await super().catch_up()
         count = self._fold.taken_count
         if self._listener is None:
@@ -94,127 +108,151 @@ class LiveProjection(Projection[S], AsyncResource):
 
     async def load_snapshot(self) -> bool:
         """As `Projection.load_snapshot`; RuntimeError while it follows the store, of which it would lose events."""
-        if self._entered:
+        if self._entry is not None:
             raise RuntimeError(f"projection {self._name!r} follows the store: load its snapshot before entering it")
         return await super().load_snapshot()
 
     async def wait_for(self, event_id: int, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 (as promised)
         """Return when every matching event up to ``event_id`` is in the state; ``timeout`` is in seconds.
 
-        Raises TimeoutError; what stopped the projection before, if it is stopped or closed (`ProjectionStopped`), or
-        `StoreClosed`; RuntimeError in a handler of the store, which it would wait for.
+        Raises TimeoutError; what stopped the projection before, or `ProjectionStopped` where it is not entered or is
+        closed, or `StoreClosed`; RuntimeError in a handler of the store, which it would wait for.
         """
         check_number("event_id", event_id, 0)
         self._refuse_in_handler("wait_for()")
         async with asyncio.timeout(timeout):
             await self._reach(event_id)
 
+    def _in_handler(self) -> bool:
+        return self._turn.mine or (self._listeners is not None and self._listeners.calls_this_context())
+
     def _refuse_in_handler(self, what: str) -> None:
-        if self._turn.mine or self._store._followed().listeners.calls_this_context():
+        self._listeners = self._store._followed().listeners
+        if self._in_handler():
             raise RuntimeError(f"{what} inside a handler would wait for that handler; call it from a task of its own")
 
     async def _reach(self, event_id: int) -> None:
         if self.position >= event_id:
             return
-        if self._listener is None:
-            raise self._error or ProjectionStopped(self._name, self.position, 'it follows only within "async with"')
+        if self._error is not None:
+            raise self._error.with_traceback(self._traceback)
+        if self._entry is None:
+            raise self._stopped('it follows only within "async with"')
         self._waiters_count += 1
         waiter = (event_id, self._waiters_count, asyncio.get_running_loop().create_future())
         insort(self._waiters, waiter)
         try:
             await waiter[2]
-        finally:
-            if waiter in self._waiters:
+        except asyncio.CancelledError:
+            with contextlib.suppress(ValueError):  # it was woken in this very moment
                 self._waiters.remove(waiter)
+            raise
 
     def _wake(self, error: BaseException | None = None) -> None:
         """Let those go whose event is there, or all of them with an error."""
-        count = (
-            len(self._waiters) if error else bisect_right(self._waiters, self.position, key=lambda waiter: waiter[0])
-        )
+        due = bisect_right(self._waiters, self.position, key=lambda waiter: waiter[0])
+        count = len(self._waiters) if error else due
         woken, self._waiters[:count] = self._waiters[:count], []
-        for event_id, _, future in woken:
+        for number, (_, _, future) in enumerate(woken):
             if future.done():
                 continue
-            if error is None or event_id <= self.position:
+            if error is None or number < due:
                 future.set_result(None)
             else:
                 future.set_exception(error)
                 future.exception()  # one that is cancelled in this very moment will not look at it
 
+    def _stopped(self, reason: str) -> ProjectionStopped:
+        return ProjectionStopped(self._name, self.position, reason)
+
+    def _stop(self, reason: BaseException) -> None:
+        """Go no further until `catch_up`: a handler raised, it was cancelled, or the store was closed."""
+        self._listener = None
+        if not isinstance(reason, Exception):
+            reason = self._stopped("it was cancelled; catch_up() goes on")
+        self._error, self._traceback = reason, reason.__traceback__
+        self._wake(reason)
+
     # --- from history to what is live ---
 
     async def _go_live(self) -> None:
         """Read up to near the head, then listen, and wait until what lies between is taken."""
-        fanout = self._store._followed()
-        self._listeners = fanout.listeners
         self._refuse_in_handler("to begin to follow")
         async with self._turn:
             if self._listener is None:  # nobody else was faster
-                await self._approach(fanout)
-                self._store._followed()  # it may have been closed meanwhile
+                try:
+                    fanout = await self._approach()
+                except BaseException as error:
+                    self._stop(error)
+                    raise
                 self._seam = fanout.head
                 self._listener = fanout.listeners.add(
                     self._take_commits,
                     wait=True,
                     head=self._seam,
                     name=f"of projection {self._name!r}",
-                    in_bulk=True,
-                    ended=self._ended,
+                    in_bulk=not any(map(inspect.iscoroutinefunction, self._fold.handlers.values())),
+                    ended=self._stop,
                 )
                 if self.position < self._seam:
                     fanout.listeners.call(self._listener)
         await self._reach(self._seam)
 
-    async def _approach(self, fanout: Fanout) -> None:
+    async def _approach(self) -> Fanout:
         """Read until few events lie before the head, or more than were just read: then appends are faster, and wait."""
-        while True:
-            before = self.position
-            await self._read_on(going_on=lambda: self._entered)
-            if not self._entered:
-                raise self._closed()
-            behind = fanout.head - self.position
-            if behind <= SEAM_EVENTS or behind >= self.position - before:
-                return
+        self._fold.going_on = self._look_around
+        try:
+            while True:
+                before = self.position
+                await self._read_on()
+                fanout = self._store._followed()  # the store may have been closed meanwhile
+                if self._entry is None:
+                    raise self._stopped("it was closed")
+                behind = fanout.head - self.position
+                if behind <= SEAM_EVENTS or behind >= self.position - before:
+                    return fanout
+        finally:
+            self._fold.going_on = None
 
-    def _closed(self) -> ProjectionStopped:
-        return ProjectionStopped(self._name, self.position, "it was closed")
+    def _look_around(self) -> bool:
+        """Between events: wake who waits for them; whether to take more."""
+        if self._waiters:
+            self._wake()
+        return self._entry is not None
 
     async def _take_commits(self, events: list[Event]) -> None:
         """The listener: takes what was committed next, or (without events) only what lies before it."""
+        assert self._listeners is not None
         await self._turn.take(self._listeners.task)
+        fold = self._fold
+        fold.going_on = self._look_around
         try:
-            fold = self._fold
             if fold.position < self._seam:
                 # In the delivery's task, so that what a handler appends here does not wait for this very projection.
-                await self._read_on(self._seam, going_on=lambda: self._entered)
-            if events and self._entered:
+                await self._read_on(self._seam)
+            if events and self._entry is not None:
                 last = events[-1].event_id
                 if events[0].event_id <= fold.position or self._query is not None:
                     query, position = self._query, fold.position
                     events = [e for e in events if e.event_id > position and (query is None or query.matches(e))]
                 await self._take(events)
-                fold.position = max(fold.position, last)
+                if self._entry is not None:
+                    fold.position = max(fold.position, last)
         finally:
+            fold.going_on = None
             self._turn.give_back()
         if self._waiters:
             self._wake()
-
-    def _ended(self, reason: BaseException) -> None:
-        """The listener was detached: a handler raised, the delivery was cancelled, or the store was closed."""
-        self._listener = None
-        if isinstance(reason, asyncio.CancelledError):
-            reason = ProjectionStopped(self._name, self.position, "it was cancelled; catch_up() goes on")
-        self._error = reason
-        self._wake(reason)
 
     # --- snapshots in the background ---
 
     async def _snapshot_due(self) -> None:
         if self._listener is None:
             await super()._snapshot_due()
-        else:
-            self._pending = self.position, self._encode()
+            return
+        value = self._encode_due()
+        if value is not None and self._saver is not None:
+            self._pending = self.position, value
             self._saver.start()
 
     async def _save_pending(self) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from aiostore.drafts import check_name
-from aiostore.errors import EventStoreError
+from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.events import Event
 from aiostore.fold import Fold, StateHandler, check_handler
 from aiostore.limits import check_number
@@ -21,14 +21,29 @@ from aiostore.store import EventStore
 
 NAME_BYTES_MAX = 200
 
+SLICE_EVENTS = 500
+"""After so many events, plain handlers give way to other tasks."""
+
 S = TypeVar("S")
 H = TypeVar("H", bound=StateHandler[Any])
 
 logger = logging.getLogger("aiostore")
 
-_repr = reprlib.Repr()  # looks only at the first few elements of a state, however large
+_repr = reprlib.Repr()
 _repr.maxdict = _repr.maxlist = _repr.maxset = 8
 _repr.maxstring = _repr.maxother = 200
+
+
+def _brief(state: Any) -> str:
+    """A repr that looks only at the first few elements of a state, however large."""
+    if isinstance(state, dict | list | set | tuple):
+        if type(state) in (dict, list, set, tuple):
+            return _repr.repr(state)
+        return f"<{type(state).__qualname__} of {len(state)}>"  # a Counter, say
+    names = getattr(state, "__struct_fields__", getattr(state, "__dataclass_fields__", None))
+    if names is None:
+        return _repr.repr(state)
+    return f"{type(state).__qualname__}({', '.join(f'{name}={_brief(getattr(state, name, None))}' for name in names)})"
 
 
 class _Turn:
@@ -135,8 +150,13 @@ class Projection(Generic[S]):
         self._made_by: frozenset[str] = frozenset()  # the types whose handlers made the snapshot that was loaded
         self._load_due = self._interval is not None
         self._saved_count = 0  # how many events had been taken when the last snapshot was made
+        self._saved_position = 0
+        self._saving = asyncio.Lock()
+        self._snapshots_due_count = 0
         self._turn = _Turn()
         self._error: BaseException | None = None
+        if self._interval is not None:
+            self._encode(verify=True)  # better now than at the first one that is due
 
     @property
     def name(self) -> str:
@@ -173,7 +193,8 @@ class Projection(Generic[S]):
         """Have ``handler(state, event)`` called with each event of the type; also a decorator, ``@p.when("Opened")``.
 
         The handler, plain or async, changes the state or returns the new one. What it raises stops the projection at
-        that event, which comes again when it goes on: raise before changing the state, or return a new one. Events of
+        that event, which comes again when it goes on: raise before changing the state, or return a new one. (Whatever
+        is returned, but None, is the new state: mind a lambda with ``setdefault`` or ``pop``.) Events of
         a type without a handler are passed over. One handler for each type, else ValueError; RuntimeError if events of
         the type were passed over already. Returns the handler.
         """
@@ -200,10 +221,10 @@ class Projection(Generic[S]):
         async with self._turn:
             return await self._read_on()
 
-    async def _read_on(self, up_to: int | None = None, going_on: Callable[[], bool] = lambda: True) -> int:
-        """Take what the store has, while it is ``going_on``; the turn must be ours."""
+    async def _read_on(self, up_to: int | None = None) -> int:
+        """Take what the store has, as long as `Fold.going_on` says so; the turn must be ours."""
         if self._load_due:
-            await self._load()
+            await self._load_or_warn()
         self._error = None
         fold = self._fold
         missing = self._made_by - fold.handlers.keys()
@@ -215,38 +236,34 @@ class Projection(Generic[S]):
         reader = self._store.read_all(after=fold.position, up_to=up_to, query=self._query)
         async for events in reader.batches():
             await self._take(events)
-            if not going_on():
+            if fold.going_on is not None and not fold.going_on():
                 return fold.taken_count - count
         fold.position = max(fold.position, reader.head if up_to is None else min(up_to, reader.head))
         return fold.taken_count - count
 
     async def _take(self, events: Sequence[Event]) -> None:
-        """Take matching events, with a snapshot whenever one is due; what a handler raises is kept as the error."""
+        """Take matching events, with a snapshot whenever one is due; what a handler raises is kept as the error.
+
+        Gives way every so often, and stops where `Fold.going_on` says so.
+        """
         fold = self._fold
         while events:
             count = fold.taken_count
-            due = len(events) if self._interval is None else self._interval - (count - self._saved_count)
+            until_due = SLICE_EVENTS if self._interval is None else self._interval - (count - self._saved_count)
+            part = events[: min(SLICE_EVENTS, until_due)]
             try:
-                await fold.take(events[:due])
+                await fold.take(part)
             except Exception as error:
                 self._error = error
                 raise
-            events = events[due:]
             if self._interval is not None and fold.taken_count - self._saved_count >= self._interval:
                 self._saved_count = fold.taken_count
                 await self._snapshot_due()
-
-    async def _snapshot_due(self) -> None:
-        engine, _ = self._store._parts()
-        if not engine.read_only:
-            await self._save_or_warn(self.position, self._encode())
-
-    async def _save_or_warn(self, position: int, value: bytes) -> None:
-        """Save a snapshot that nobody asked for: without it, the next start only takes longer."""
-        try:
-            await self._save(position, value)
-        except EventStoreError as error:
-            logger.warning("projection %r goes on without a snapshot at event %d: %s", self._name, position, error)
+            events = events[len(part) :]
+            if events:
+                await asyncio.sleep(0)
+                if fold.going_on is not None and not fold.going_on():
+                    return
 
     # --- snapshots ---
 
@@ -257,31 +274,73 @@ class Projection(Generic[S]):
         `Engine.save_state` raises. Cancelled, it may or may not be saved. RuntimeError in a handler of its own.
         """
         async with self._turn:
-            position, value = self.position, self._encode()
+            position, value = self.position, self._encode(verify=True)
             self._saved_count = self._fold.taken_count
         await self._save(position, value)
 
     async def load_snapshot(self) -> bool:
         """Take state and position from the last snapshot of this name; returns whether there was one that fits.
 
-        One that does not is discarded, said in a log line, and leaves the projection as it is: made with another
-        ``state_type``, ``query`` or other handled types, or of events that the log does not have (any more).
+        One that does not is discarded, said in a log line, and the projection stays as it is: made with another
+        ``state_type``, ``query`` or other handled types, or of events that the log does not have (any more). Raises
+        what `Engine.load_state` raises.
         """
         async with self._turn:
             return await self._load()
 
-    def _encode(self) -> bytes:
+    async def _snapshot_due(self) -> None:
+        value = self._encode_due()
+        if value is not None:
+            await self._save_or_warn(self.position, value)
+
+    def _encode_due(self) -> bytes | None:
+        """A snapshot that nobody asked for: without it, the next start only takes longer. None where there is none."""
+        engine, _ = self._store._parts()
+        if engine.read_only:
+            return None
+        self._snapshots_due_count += 1
+        count = self._snapshots_due_count
+        try:
+            return self._encode(
+                verify=count & (count - 1) == 0
+            )  # the 1st, 2nd, 4th, 8th…: the types stay what they are
+        except TypeError as error:
+            self._warn("without a snapshot", error)
+            return None
+
+    def _encode(self, *, verify: bool) -> bytes:
         fold = self._fold
-        return self._codec.encode(fold.state, self._query, self._made_by | fold.handlers.keys(), fold.passed)
+        handled = self._made_by | fold.handlers.keys()
+        return self._codec.encode(fold.state, self._query, handled, fold.passed, verify=verify)
+
+    async def _save_or_warn(self, position: int, value: bytes) -> None:
+        try:
+            await self._save(position, value)
+        except EventStoreError as error:
+            self._warn("without a snapshot", error)
 
     async def _save(self, position: int, value: bytes) -> None:
         engine, _ = self._store._parts()
-        await engine.save_state(self._key, position, value)
+        async with self._saving:
+            if position >= self._saved_position:  # else a later one was faster
+                await engine.save_state(self._key, position, value)
+                self._saved_position = position
+
+    async def _load_or_warn(self) -> None:
+        try:
+            await self._load()
+        except StoreClosed:
+            raise
+        except EventStoreError as error:
+            self._warn("from the first event", error)
+
+    def _warn(self, how: str, error: Exception) -> None:
+        logger.warning("projection %r at event %d goes on %s: %s", self._name, self.position, how, error)
 
     async def _load(self) -> bool:
         engine, _ = self._store._parts()
-        kept = await engine.load_state(self._key)
         self._load_due = False
+        kept = await engine.load_state(self._key)
         if kept is None:
             return False
         fold = self._fold
@@ -291,14 +350,14 @@ class Projection(Generic[S]):
             state, made_by, passed = self._codec.decode(kept.value, self._query, fold.handlers)
         except Unfit as unfit:
             logger.warning(
-                "the snapshot of projection %r at event %d is discarded, and made anew of the events: %s",
+                "the snapshot of projection %r at event %d is discarded, its state is rebuilt from the events: %s",
                 self._name,
                 kept.position,
                 unfit,
             )
             return False
         fold.state, fold.position, fold.passed = state, kept.position, passed
-        self._made_by, self._saved_count = made_by, fold.taken_count
+        self._made_by, self._saved_count, self._saved_position = made_by, fold.taken_count, 0
         return True
 
     @property
@@ -306,6 +365,6 @@ class Projection(Generic[S]):
         return f"projection/{self._name}"
 
     def __repr__(self) -> str:
-        state = _repr.repr(self.state)
+        state = _brief(self.state)
         error = f" error={self._error!r}" if self._error else ""
         return f"<{type(self).__name__} {self._name!r} position={self.position} state={state}{error}>"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Sized
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ import msgspec
 from aiostore.query import Query
 
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+_CONTAINERS = (dict, list, tuple, set, frozenset, msgspec.Struct)
+_DESCRIPTIONS = frozenset(("default", "description", "title"))
 
 
 class Unfit(Exception):
@@ -29,9 +32,9 @@ class _Snapshot(msgspec.Struct, array_like=True, frozen=True):
 class SnapshotCodec:
     """Encodes states of ``state_type`` in MessagePack, and decodes them.
 
-    None stands for plain values: dict, list, str, bytes, int, float, bool, None, datetime. Else a type that msgspec
-    knows (a Struct, dataclass, TypedDict, ``set[int]``…), a pydantic model, or a class that is made of one plain value
-    (a Counter). TypeError if it is none of these.
+    None stands for plain values: dict, list, str, bytes, int, float, bool, None, datetime in UTC. Else a type that
+    msgspec knows (a Struct, dataclass, TypedDict, ``set[int]``…), a pydantic model, or a class that is made of one
+    plain value (a Counter). TypeError if it is none of these.
     """
 
     def __init__(self, state_type: Any = None) -> None:
@@ -39,24 +42,25 @@ class SnapshotCodec:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_dump)
         self._decoder = msgspec.msgpack.Decoder(Any if state_type is None else state_type, dec_hook=_restore)
 
-    def encode(self, state: Any, query: Query | None, handled: frozenset[str], passed: set[str]) -> bytes:
-        """A snapshot of the state; TypeError if it would not come back.
+    def encode(
+        self, state: Any, query: Query | None, handled: frozenset[str], passed: set[str], *, verify: bool = True
+    ) -> bytes:
+        """A snapshot of the state.
 
         It was made of the events of the query; of those that came, some are of types handled, the others were passed.
-        The state is decoded and compared, so that what is loaded one day is what was saved.
+        To ``verify`` takes longer: the state is decoded and compared, and TypeError names what would not come back.
         """
         try:
             piece = self._encoder.encode(state)
-            restored = self._decoder.decode(piece)
-        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-            raise TypeError(f"the state cannot be kept in a snapshot: {error}") from error
-        difference = _difference(state, restored, "state")
+            difference = _difference(state, self._decoder.decode(piece), {}) if verify else None
+        except Exception as error:  # what the types of an application's own make of it
+            raise TypeError(f"the state cannot be kept in a snapshot: {error!r}") from error
         if difference is not None:
             raise TypeError(
-                f"the state would not come back from a snapshot as it is: {difference}; give its type as state_type, "
-                "or keep it in plain values"
+                f"the state would not come back from a snapshot as it is: state{difference}; give its type as "
+                "state_type, or keep it in plain values"
             )
-        return msgspec.msgpack.encode(_Snapshot(self._fingerprint, repr(query), handled, passed, msgspec.Raw(piece)))
+        return msgspec.msgpack.encode(_Snapshot(self._fingerprint, _key(query), handled, passed, msgspec.Raw(piece)))
 
     def decode(
         self, value: bytes, query: Query | None, handlers: Collection[str]
@@ -69,7 +73,7 @@ class SnapshotCodec:
             snapshot = msgspec.msgpack.decode(value, type=_Snapshot)
             if snapshot.state_type != self._fingerprint:
                 raise Unfit("its state_type is another")
-            if snapshot.query != repr(query):
+            if snapshot.query != _key(query):
                 raise Unfit("its query is another")
             missing, new = snapshot.handled.difference(handlers), snapshot.passed.intersection(handlers)
             if handlers and (missing or new):
@@ -79,19 +83,41 @@ class SnapshotCodec:
         except Unfit:
             raise
         except Exception as error:  # what a state_type of its own makes of it
-            raise Unfit(f"it cannot be read: {error}") from error
+            raise Unfit(f"it cannot be read: {error!r}") from error
         return state, snapshot.handled, snapshot.passed
+
+
+def _key(query: Query | None) -> str:
+    """The same for queries that match the same events by the same items, in whatever order they are named."""
+    items = [(sorted(item.types), sorted(item.tags), item.stream_prefix) for item in query.items] if query else []
+    return repr(sorted(items, key=repr))
 
 
 def _fingerprint(state_type: Any) -> str:
     """What changes when the type's fields do: a snapshot that lacks a field would be filled with its default."""
     try:
-        schema = msgspec.json.encode(msgspec.json.schema(state_type, schema_hook=_describe), order="deterministic")
-    except (TypeError, ValueError) as error:
+        schema = _structure(msgspec.json.schema(state_type, schema_hook=_describe))
+        encoded = msgspec.json.encode(schema, order="deterministic")
+    except Exception as error:  # pydantic has errors of its own for this
         raise TypeError(
             f"state_type must be a type of which snapshots can be made, not {state_type!r}: {error}"
         ) from error
-    return hashlib.sha256(schema).hexdigest()
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _structure(schema: Any) -> Any:
+    """A JSON Schema without what only describes: a docstring may change, and a default set has no order."""
+    if isinstance(schema, list):
+        return [_structure(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: {name: _structure(each) for name, each in value.items()}
+        if key in ("properties", "$defs")
+        else _structure(value)
+        for key, value in schema.items()
+        if key not in _DESCRIPTIONS
+    }
 
 
 # What msgspec does not know by itself: pydantic models, and classes made of one plain value.
@@ -103,7 +129,7 @@ def _describe(kind: Any) -> dict[str, Any]:
         return schema
     if not callable(kind):
         raise NotImplementedError
-    return {"title": getattr(kind, "__qualname__", repr(kind))}
+    return {"class": getattr(kind, "__qualname__", repr(kind))}
 
 
 def _dump(value: Any) -> Any:
@@ -116,36 +142,68 @@ def _restore(kind: Any, value: Any) -> Any:
     return kind.model_validate(value) if hasattr(kind, "model_validate") else kind(value)
 
 
-def _difference(first: Any, second: Any, where: str) -> str | None:
-    """Where two values are not equal, or not of the same types all through, and how; None if they are."""
-    if type(first) is not type(second):
-        return f"{where}, a {type(first).__qualname__}, would be a {type(second).__qualname__}"
-    if isinstance(first, dict | list | tuple) and _is_plain(first) and first == second:
-        return None
+# What would not come back. The path to it is put together on the way back, when there is something to tell.
+
+
+def _difference(first: Any, second: Any, seen: dict[int, Any]) -> str | None:
+    """Where two values are not equal, or not of the same types all through, and how; None if they are.
+
+    ``seen``: the mutable values met so far. One that stands in two places would come back as two.
+    """
+    kind = type(first)
+    if kind is not type(second):
+        if {kind, type(second)} == {int, float} and first == second:
+            return None  # an int where a float may stand
+        if second is msgspec.UNSET:
+            return ", would not be there"
+        return f", of type {kind.__qualname__}, would be of type {type(second).__qualname__}"
+    if kind in _PLAIN:
+        return None if first == second or (first != first and second != second) else _unequal(first, second)
+    if not isinstance(first, _CONTAINERS) and not dataclasses.is_dataclass(first):
+        if isinstance(first, dt.datetime) and first.tzinfo is not None and first.utcoffset():
+            return f", {first.isoformat()}, would be in UTC"
+        return None if first == second else _unequal(first, second)
+    if not isinstance(first, tuple | frozenset):
+        if id(first) in seen:
+            return f" is the same {kind.__qualname__} as in another place, and would be one of its own"
+        seen[id(first)] = first
+    if isinstance(first, Sized) and len(first) != len(second):
+        return _unequal(first, second)
+    for form, name, value, other in _parts(first, second):
+        difference = _difference(value, other, seen)
+        if difference is not None:
+            return form.format(name) + difference
+    return None
+
+
+def _parts(first: Any, second: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """What is to be compared inside of two values of one type: how to name it, its name, and the two of it."""
     if isinstance(first, dict):
-        pairs = [(f"{where}[{key!r}]", value, second.get(key)) for key, value in first.items()]
-        same = first.keys() == second.keys()
+        if not (_are_plain(first) and _are_plain(first.values()) and first == second):
+            for (key, value), (other_key, other) in zip(first.items(), second.items(), strict=True):  # in their order
+                yield ", in it the key {!r}", key, key, other_key
+                yield "[{!r}]", key, value, other
     elif isinstance(first, list | tuple):
-        pairs = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(first, second, strict=False))]
-        same = len(first) == len(second)
-    elif isinstance(first, msgspec.Struct) or dataclasses.is_dataclass(first):
-        names = (
-            first.__struct_fields__
-            if isinstance(first, msgspec.Struct)
-            else [f.name for f in dataclasses.fields(first)]
-        )
-        pairs = [(f"{where}.{name}", getattr(first, name, None), getattr(second, name, None)) for name in names]
-        same = True
-    else:
-        pairs = []
-        same = bool(first == second) or (first != first and second != second)  # NaN is NaN
-    if not same:
-        return f"{where}, {first!r:.80}, would be {second!r:.80}"
-    return next(filter(None, (_difference(one, other, name) for name, one, other in pairs)), None)
+        if not (_are_plain(first) and first == second):
+            for index, (value, other) in enumerate(zip(first, second, strict=True)):
+                yield "[{}]", index, value, other
+    elif isinstance(first, set | frozenset):
+        others = {value: value for value in second}
+        for value in first:
+            yield ", in it {!r}", value, value, others.get(value, msgspec.UNSET)
+    attributes: Iterable[str] = getattr(first, "__dict__", ())
+    if isinstance(first, msgspec.Struct):
+        attributes = first.__struct_fields__
+    elif dataclasses.is_dataclass(first):
+        attributes = {field.name: None for field in dataclasses.fields(first)} | dict.fromkeys(attributes)
+    for name in attributes:
+        yield ".{}", name, getattr(first, name, None), getattr(second, name, None)
 
 
-def _is_plain(values: Collection[Any]) -> bool:
-    """Whether a container holds only values that cannot differ in a type and yet be equal."""
-    if isinstance(values, dict):
-        return _PLAIN.issuperset(map(type, values)) and _PLAIN.issuperset(map(type, values.values()))
+def _unequal(first: Any, second: Any) -> str:
+    return f", {first!r:.80}, would be {second!r:.80}"
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    """Whether all are of types that cannot differ and yet be equal."""
     return _PLAIN.issuperset(map(type, values))

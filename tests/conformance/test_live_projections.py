@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -519,3 +520,227 @@ async def test_a_live_projection_does_not_go_back_to_a_snapshot(store: EventStor
         with pytest.raises(RuntimeError, match="follows the store"):
             await live.load_snapshot()
         assert live.state == [1]
+
+
+# Found by a review
+
+
+def gated(store: EventStore, gate: asyncio.Semaphore) -> LiveProjection[Any]:
+    """A projection whose handler waits for the gate with each event."""
+    live: LiveProjection[Any] = LiveProjection("gated", store, initial=list)
+
+    @live.when("E")
+    async def handle(state: list[int], event: Event) -> None:
+        await gate.acquire()
+        state.append(event.event_id)
+
+    return live
+
+
+async def test_of_many_appends_at_once_each_returns_and_is_waited_for_in_its_turn(store: EventStore) -> None:
+    gate = asyncio.Semaphore(0)
+    async with gated(store, gate) as live:
+        appends = [asyncio.create_task(store.append("s", "E", {})) for _ in range(50)]
+        waits = [asyncio.create_task(live.wait_for(n)) for n in range(1, 51)]
+        done: list[tuple[int, int]] = []
+        for n in range(1, 51):
+            gate.release()
+            await until(lambda: live.position == n)  # noqa: B023 (it is over before the next one)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            done.append((sum(task.done() for task in waits), sum(task.done() for task in appends)))
+        await asyncio.gather(*appends, *waits)
+        assert done == [(n, n) for n in range(1, 51)]
+
+
+async def test_closed_in_a_handler_it_takes_no_more_of_many_appends(store: EventStore) -> None:
+    live: LiveProjection[Any] = LiveProjection("p", store, initial=list)
+
+    @live.when("E")
+    async def handle(state: list[int], event: Event) -> None:
+        state.append(event.event_id)
+        await asyncio.sleep(0)
+        if event.event_id == 3:
+            await live.aclose()
+
+    async with live:
+        await asyncio.gather(*(store.append("s", "E", {}) for _ in range(50)))
+        assert (live.state, live.position) == ([1, 2, 3], 3)
+    await store.append_batch("s", [("E", {})] * 50)
+    async with live:
+        pass
+    assert live.state == list(range(1, 101))
+
+
+async def test_who_waits_while_it_reads_history_is_woken_there(store: EventStore) -> None:
+    await store.append_batch("s", [("E", {"bad": n == 700}) for n in range(1000)])
+    failing = Failing(store)
+    live = failing.projection
+    entering = asyncio.create_task(live.__aenter__())
+    await asyncio.sleep(0)
+    waits = [asyncio.create_task(live.wait_for(n)) for n in (10, 900)]
+    with pytest.raises(LookupError):
+        await entering
+    await waits[0]
+    with pytest.raises(LookupError):
+        await waits[1]
+    failing.broken = False
+    async with live:
+        await live.wait_for(1000)
+
+
+async def test_a_projection_that_resumes_is_waited_for(store: EventStore) -> None:
+    failing = Failing(store)
+    async with failing.projection as live:
+        await store.append_batch("s", [("E", {"bad": True})] * 5)
+        failing.broken = False
+        resuming = asyncio.create_task(live.catch_up())
+        await asyncio.sleep(0)
+        await live.wait_for(5)
+        assert await resuming == 5
+
+
+async def test_a_snapshot_asked_for_is_not_replaced_by_an_older_one(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    gate = asyncio.Event()
+
+    async def save_state(key: str, position: int, value: bytes, **options: Any) -> int:
+        await gate.wait()
+        saved.append(position)
+        return 1
+
+    monkeypatch.setattr(store._engine, "save_state", save_state)
+    async with noting(store, snapshot_interval=2) as live:
+        for _ in range(5):
+            await store.append("s", "E", {})
+        asked = asyncio.create_task(live.save_snapshot())
+        await asyncio.sleep(0)
+        gate.set()
+        await asked
+        assert saved[-1] == 5
+    assert saved == sorted(saved)
+
+
+class Uncommon(BaseException):
+    """Neither an Exception nor one of the few that end a program."""
+
+
+@pytest.mark.parametrize("in_seam", [False, True])
+async def test_whatever_a_handler_raises_it_is_detached_and_nobody_gets_a_commit_twice(
+    store: EventStore, log: pytest.LogCaptureFixture, in_seam: bool
+) -> None:
+    heard: list[int] = []
+
+    async def hear(events: list[Event]) -> None:
+        heard.extend(event.event_id for event in events)
+
+    async def fail(events: list[Event]) -> None:
+        raise Uncommon
+
+    store.on_commit(hear)
+    listener = store.on_commit(fail)
+    await store.append("s", "E", {})
+    await store.append("s", "E", {})
+    assert heard == [1, 2]
+    assert isinstance(listener.error, Uncommon)
+
+    live: LiveProjection[Any] = LiveProjection("p", store)
+
+    @live.when("F")
+    def handle(state: Any, event: Event) -> None:
+        raise Uncommon
+
+    if in_seam:
+        await store.append("s", "F", {})
+        with pytest.raises((ProjectionStopped, Uncommon)):
+            await live.__aenter__()
+    else:
+        async with live:
+            await store.append("s", "F", {})
+            with pytest.raises(ProjectionStopped):
+                await live.wait_for(3)
+
+
+async def test_waiting_for_a_stopped_projection_again_and_again_adds_nothing_to_its_error(store: EventStore) -> None:
+    failing = Failing(store)
+    async with failing.projection as live:
+        await store.append("s", "E", {"bad": True})
+        lengths = set()
+        for _ in range(50):
+            with pytest.raises(LookupError) as caught:
+                await live.wait_for(1)
+            lengths.add(len(list(traceback.walk_tb(caught.value.__traceback__))))
+        assert len(lengths) == 1
+
+
+async def test_each_of_several_closings_waits_for_the_handler_in_hand(store: EventStore) -> None:
+    gate = asyncio.Semaphore(0)
+    async with gated(store, gate) as live:
+        appending = asyncio.create_task(store.append("s", "E", {}))
+        await until(lambda: live._turn._lock.locked())
+        closings = [asyncio.create_task(live.aclose()) for _ in range(3)]
+        await asyncio.sleep(0)
+        closings[0].cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [task.done() for task in closings] == [True, False, False]
+        gate.release()
+        await asyncio.gather(*closings[1:], appending)
+        assert live.state == [1]
+
+
+async def test_closed_and_entered_again_while_it_was_still_entering(store: EventStore) -> None:
+    await store.append_batch("s", [("E", {})] * 3)
+    gate = asyncio.Semaphore(0)
+    live = gated(store, gate)
+    first = asyncio.create_task(live.__aenter__())
+    await until(lambda: live._turn._lock.locked())
+    closing = asyncio.create_task(live.aclose())
+    await asyncio.sleep(0)
+    for _ in range(4):
+        gate.release()
+    await closing
+    async with live:
+        with pytest.raises(ProjectionStopped):
+            await first
+        assert live.is_live
+        assert live.state == [1, 2, 3]
+
+
+async def test_another_handler_may_close_it_while_it_goes_live(store: EventStore) -> None:
+    live: LiveProjection[Any] = LiveProjection("p", store, initial=list)
+
+    @live.when("E")
+    async def handle(state: list[int], event: Event) -> None:
+        await store.append("s", "Answered", {}, idempotency_key=str(event.event_id))
+        state.append(event.event_id)
+
+    async def close(events: list[Event]) -> None:
+        await live.aclose()
+
+    store.on_commit(close)
+    await store.append_batch("s", [("E", {})] * 3)
+    with pytest.raises(ProjectionStopped):
+        await live.__aenter__()
+    assert not live.is_live
+
+
+async def test_a_large_commit_gives_way(store: EventStore) -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with noting(store) as live:
+        appending = asyncio.create_task(store.append_batch("s", [("E", {})] * 20_000))
+        await until(lambda: live._turn._lock.locked())
+        task = asyncio.create_task(take_turns())
+        async with running(task):
+            await appending
+        assert turns >= 20_000 // 500 - 2
+        assert len(live.state) == 20_000

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -202,6 +209,24 @@ class TotalsWithAmount:
     amount: int = 0
 
 
+class Color(Enum):
+    RED = "red"
+
+
+class Tally(Counter[str]):
+    of = 0
+
+    def with_total(self, total: int) -> Tally:
+        self.of = total
+        return self
+
+
+SHARED: list[int] = []
+DEEP: list[Any] = []
+for _ in range(2_000):
+    DEEP = [DEEP]
+
+
 async def kept(store: EventStore, state_type: Any, *types: str, query: Query | None = None) -> Projection[Any]:
     projection: Projection[Any] = Projection("kept", store, state_type=state_type, query=query)
     for event_type in types:
@@ -298,16 +323,29 @@ async def test_a_state_that_would_not_come_back_is_refused(store: EventStore, st
 
 
 @pytest.mark.parametrize(
-    ("state", "difference"),
+    ("state_type", "state", "difference"),
     [
-        ({"a": [1, (2,)]}, r"state\['a'\]\[1\], a tuple, would be a list"),
-        ({"a": Counter("x")}, r"state\['a'\], a Counter, would be a dict"),
-        ({(1, 2): "x", "t": {3}}, r"state\['t'\], a set, would be a list"),
+        (None, {"a": [1, (2,)]}, "state['a'][1], of type tuple, would be of type list"),
+        (None, {"a": Counter("x")}, "state['a'], of type Counter, would be of type dict"),
+        (None, {(1, 2): "x", "t": {3}}, "state['t'], of type set, would be of type list"),
+        (None, {Color.RED: 1}, "state, in it the key <Color.RED: 'red'>, of type Color, would be of type str"),
+        (set, {Color.RED}, "state, in it <Color.RED: 'red'>, would not be there"),
+        (
+            None,
+            [datetime(2026, 1, 1, tzinfo=ZoneInfo("Asia/Tokyo"))],
+            "state[0], 2026-01-01T00:00:00+09:00, would be in",
+        ),
+        (None, [SHARED, {"b": SHARED}], "state[1]['b'] is the same list as in another place"),
+        (Tally, Tally(a=1).with_total(2), "state.of"),
+        (None, DEEP, "RecursionError"),
     ],
+    ids=["tuple", "counter", "set", "enum key", "enum in set", "zone", "shared", "attribute", "deep"],
 )
-async def test_what_would_not_come_back_is_named(store: EventStore, state: Any, difference: str) -> None:
-    projection: Projection[Any] = Projection("p", store, initial=lambda: state)
-    with pytest.raises(TypeError, match=difference):
+async def test_what_would_not_come_back_is_named(
+    store: EventStore, state_type: Any, state: Any, difference: str
+) -> None:
+    projection: Projection[Any] = Projection("p", store, state_type=state_type, initial=lambda: state)
+    with pytest.raises(TypeError, match=re.escape(difference)):
         await projection.save_snapshot()
 
 
@@ -360,3 +398,86 @@ async def test_a_store_opened_for_reading_loads_and_does_not_save(store: EventSt
         every: Projection[Any] = Projection("every", reading, initial=lambda: 0, snapshot_interval=1)
         every.when("Opened", lambda count, event: count + 1)
         assert (await every.catch_up(), every.state) == (6, 2)
+
+
+async def test_a_due_snapshot_that_cannot_be_made_is_logged_and_the_projection_goes_on(
+    store: EventStore, log: pytest.LogCaptureFixture
+) -> None:
+    await store.append_batch("s", [("E", {})] * 4)
+    projection: Projection[Any] = Projection("p", store, snapshot_interval=2)
+
+    @projection.when("E")
+    def handle(state: dict[str, Any], event: Event) -> None:
+        state["ids"] = {*state.get("ids", ()), event.event_id}
+
+    assert await projection.catch_up() == 4
+    assert projection.state == {"ids": {1, 2, 3, 4}}
+    assert log.text.count("goes on without a snapshot") == 2
+    with pytest.raises(TypeError, match=r"state\['ids'\], of type set"):
+        await projection.save_snapshot()
+
+
+async def test_a_first_state_that_would_not_come_back_is_refused_at_once_with_an_interval(store: EventStore) -> None:
+    with pytest.raises(TypeError, match="of type defaultdict"):
+        Projection("p", store, initial=lambda: defaultdict(int), snapshot_interval=1)
+
+
+@dataclass
+class Amount:
+    amount: float = 0
+
+
+async def test_an_int_may_stand_where_a_float_is_declared(store: EventStore) -> None:
+    first: Projection[Amount] = Projection("p", store, initial=lambda: Amount(1), state_type=Amount)
+    await first.save_snapshot()
+    second: Projection[Amount] = Projection("p", store, state_type=Amount)
+    assert await second.load_snapshot()
+    assert second.state == Amount(1)
+
+
+PROGRAM = """
+import msgspec
+from aiostore.snapshots import _fingerprint
+class Seen(msgspec.Struct):
+    {docstring}
+    seen: frozenset[str] = frozenset({{"a", "b", "c", "d"}})
+    title: str = "x"
+    {more}
+print(_fingerprint(Seen))
+"""
+
+
+def fingerprint(seed: int, docstring: str = "", more: str = "") -> str:
+    program = PROGRAM.format(docstring=repr(docstring), more=more)
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout
+
+
+def test_a_state_type_is_the_same_in_every_process_and_whatever_its_docstring() -> None:
+    same = {fingerprint(1), fingerprint(2), fingerprint(3, docstring="Says more.")}
+    assert len(same) == 1
+    assert fingerprint(1, more="title2: str = ''") not in same
+
+
+async def test_queries_that_name_the_same_in_another_order_have_one_snapshot(store: EventStore) -> None:
+    first = await kept(store, Totals, "A", query=Query.where(types=("A", "B"), tags=("x", "y")))
+    await first.save_snapshot()
+    assert await (await kept(store, Totals, "A", query=Query.where(types=("B", "A"), tags=("y", "x")))).load_snapshot()
+
+
+async def test_a_projection_of_anything_large_has_a_short_repr_at_once(store: EventStore) -> None:
+    class Unlooked(dict[str, int]):
+        def __repr__(self) -> str:
+            raise AssertionError("looked at")
+
+    counted: Projection[Any] = Projection("p", store, initial=lambda: Unlooked({str(n): n for n in range(100)}))
+    assert "Unlooked of 100" in repr(counted)
+    totals: Projection[Any] = Projection("p", store, initial=lambda: Totals(1, {str(n): n for n in range(10_000)}))
+    assert "Totals(count=1, by_type={" in repr(totals)
+    assert len(repr(totals)) < 300

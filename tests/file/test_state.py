@@ -100,7 +100,9 @@ async def test_a_projection_whose_log_was_set_back_is_made_anew(
     async with EventStore(tmp_path / "old") as store:
         projection = counting(store)
         assert (await projection.catch_up(), projection.state) == (1, 1)
-    assert "at event 2 is discarded, and made anew of the events: the log does not have the event" in caplog.text
+    assert (
+        "at event 2 is discarded, its state is rebuilt from the events: the log does not have the event" in caplog.text
+    )
 
 
 # Never ahead of the log
@@ -240,6 +242,59 @@ async def test_a_file_that_another_program_holds_is_unavailable(
         holder.rollback()
         holder.close()
         assert await engine.save_state("k", 1, b"v") == 2
+
+
+HALF_DONE = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")  # so that pages are written before the end, and the journal is needed
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("UPDATE states SET value = x'00', revision = 99")
+for n in range(100):
+    connection.execute("INSERT INTO states VALUES (?, 1, 0, '', zeroblob(10000))", (str(n),))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_save_that_a_crash_cut_off_is_undone(engine: Engine, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", HALF_DONE, tmp_path / "s/state.db"], check=False)  # noqa: ASYNC221 (alone)
+    assert (tmp_path / "s/state.db-journal").stat().st_size > 0
+    assert await kept(tmp_path / "s", mode="r") is None, "a reader cannot undo it, and goes without"
+    async with EventStore(engine):
+        assert await engine.load_state("k") == State(1, b"v", 1, fits=True)
+        assert await engine.save_state("k", 1, b"w") == 2
+    assert await kept(tmp_path / "s", mode="r") == State(1, b"w", 2, fits=True)
+
+
+async def test_a_snapshot_that_cannot_be_loaded_costs_a_replay(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "s/state.db").write_bytes(b"not a database" * 100)
+    async with EventStore(engine) as store:
+        projection: Projection[Any] = Projection("p", store, initial=lambda: 0, snapshot_interval=10)
+        projection.when("E", lambda count, event: count + 1)
+        assert (await projection.catch_up(), projection.state) == (1, 1)
+        assert "'p' at event 0 goes on from the first event" in caplog.text
+        with pytest.raises(StoreCorrupt):
+            await projection.load_snapshot()
+
+
+async def test_a_file_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    class Full(Disk):
+        error = OSError(28, "No space left on device")
+
+        def open_write(self, path: str, *, exclusive: bool = False) -> int:
+            if path.endswith("state.db"):
+                raise self.error
+            return super().open_write(path, exclusive=exclusive)
+
+    disk = Full()
+    async with EventStore(FileEngine(tmp_path / "s", disk=disk)) as store:
+        with pytest.raises(StoreFull, match=r"state\.db"):
+            await engine_of(store).save_state("k", 0, b"v")
+        disk.error = OSError(24, "Too many open files")
+        with pytest.raises(EngineUnavailable, match=r"state\.db"):
+            await engine_of(store).save_state("k", 0, b"v")
 
 
 async def test_an_automatic_snapshot_that_fails_is_logged_and_the_projection_goes_on(

@@ -118,7 +118,7 @@ class FileEngine(Engine):
         readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="aiostore-read")
         files = SegmentFiles(self._disk, readers)
         state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
-        state = StateFile(self._disk, self._disk.absolute(self._path))
+        state = StateFile(self._disk, self._disk.absolute(self._path), read_only=self._read_only)
         self._opened = _Opened(thread, readers, files, index, PageReader(index, files), state, state_thread)
         return index.head
 

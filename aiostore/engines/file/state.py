@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 from urllib.parse import quote
 
-from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.disk import NO_ROOM, Disk
 from aiostore.errors import (
     EngineUnavailable,
     EngineUnsupported,
@@ -44,29 +44,36 @@ class Row(NamedTuple):
     value: bytes
 
 
+class _HalfDone(EventStoreError):
+    """A crash cut a save off, and whoever opened the file only to read cannot undo it."""
+
+
 class StateFile:
     """The file in the store's directory; made when the first state is saved. One call at a time."""
 
-    def __init__(self, disk: Disk, directory: str) -> None:
+    def __init__(self, disk: Disk, directory: str, *, read_only: bool) -> None:
         self._disk = disk
         self._directory = directory
+        self._read_only = read_only
         self._path = f"{directory}/{STATE_NAME}"
 
     def load(self, key: str) -> Row | None:
         """What is kept under the key."""
         if not self._disk.exists(self._path):
             return None
-        with self._connected("ro") as connection:
-            if self._version(connection) == 0:  # a crash came before the first state was saved
-                return None
-            row = connection.execute(_LOAD, (key,)).fetchone()
+        # A writer may have to undo what a crash left half done. A reader cannot; for it, nothing is kept.
+        try:
+            with self._connected("ro" if self._read_only else "rw") as connection:
+                if self._version(connection) == 0:  # a crash came before the first state was saved
+                    return None
+                row = connection.execute(_LOAD, (key,)).fetchone()
+        except _HalfDone:
+            return None
         return None if row is None else Row(*row)
 
     def save(self, key: str, position: int, crc: str, value: bytes, expected_revision: int | None) -> int:
         """Keep the value, durably; returns its revision. `StateConflict` if another than the expected one is kept."""
-        if not self._disk.exists(self._path):
-            self._disk.close(self._disk.open_write(self._path))  # with the mode of the other files
-            self._disk.sync_directory(self._directory)
+        self._create()
         with self._connected("rw") as connection:
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute("BEGIN IMMEDIATE")
@@ -80,6 +87,16 @@ class StateFile:
             connection.execute(_SAVE, (key, revision + 1, position, crc, value))
             connection.execute("COMMIT")
         return revision + 1
+
+    def _create(self) -> None:
+        try:
+            if not self._disk.exists(self._path):
+                self._disk.close(self._disk.open_write(self._path))  # with the mode of the other files
+                self._disk.sync_directory(self._directory)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise StoreFull(self._path, str(error)) from error
+            raise EngineUnavailable(f"{self._path} cannot be made: {error}") from error
 
     def _version(self, connection: sqlite3.Connection) -> int:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -100,7 +117,10 @@ class StateFile:
             raise self._own(error) from error
 
     def _own(self, error: sqlite3.Error) -> EventStoreError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what extends it
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        if extended == sqlite3.SQLITE_READONLY_ROLLBACK:
+            return _HalfDone()
         if code == sqlite3.SQLITE_FULL:
             return StoreFull(self._path, str(error))
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
