@@ -21,6 +21,9 @@ from aiostore.worker import Worker
 
 logger = logging.getLogger("aiostore")
 
+RECENT_EVENTS = 1000
+"""So many events a shared engine compares with a condition by itself, while others wait."""
+
 Clock = Callable[[], datetime]
 
 
@@ -103,8 +106,7 @@ class Committer:
         from_handler = self._fanout.listeners.calls_this_context()
         staged = Staged(append, future, from_handler=from_handler, from_wait_body=from_wait_body)
         if self._tailer is not None:
-            if append.condition is not None:  # the engine compares it with what comes after
-                staged.facts = await self._engine.facts(Question(condition=append.condition))
+            staged.facts = await self._search(append)
         elif not suffices(staged.facts, append, self._fanout.ring):
             staged.facts = await self._engine.facts(question_of(append))
         if self._closed:
@@ -122,6 +124,15 @@ class Committer:
             if self._given_up > len(self._staged) // 2:  # while groups are held back, they must not pile up
                 self.look_again()
             raise
+
+    async def _search(self, append: Append) -> Facts:
+        """What a shared engine need not search, under its lock, for the condition of an append."""
+        condition = append.condition
+        if condition is None:
+            return NOTHING_KNOWN
+        if condition.after is not None and condition.after >= self._fanout.head - RECENT_EVENTS:
+            return Facts(condition.after)
+        return await self._engine.facts(Question(condition=condition))
 
     def _may_pass(self, staged: Staged) -> bool:
         """Whether nothing holds the append back. What a handler appends never waits: the backlog waits for it."""
@@ -168,6 +179,8 @@ class Committer:
 
     async def _run(self) -> None:
         while self._staged:
+            if self._tailer is not None:
+                await self._tailer.shown()
             async with self._lock:
                 self._in_hand = await self._form_group()
                 await (self._commit(self._in_hand) if self._tailer is None else self._commit_shared(self._tailer))
@@ -244,7 +257,8 @@ class Committer:
         if not proposals:
             return
         try:
-            committed = await self._engine.commit_shared(proposals, self._next_timestamp())
+            with tailer.committing():
+                committed = await self._engine.commit_shared(proposals, self._next_timestamp())
         except Exception as error:
             for staged in group:
                 staged.fail(error)

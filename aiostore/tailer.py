@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from aiostore.engine import Commit, Committed, Engine
@@ -35,11 +36,24 @@ class Tailer:
         self._fanout = fanout
         self._publish = publish
         self._own: deque[_Own] = deque()
+        self._shown = asyncio.Event()
+        self._shown.set()
+        self._committing = False
         self._gate = asyncio.Event()
         self._closed = False
         self._watcher = Worker("aiostore watcher", self._watch, self._watcher_ended)
         self._publisher = Worker("aiostore tailer", self._publish_all, self._publisher_ended)
         self._watcher.start()
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """While the engine commits an own group, nothing else is read: it might be a part of that group."""
+        self._committing = True
+        try:
+            yield
+        finally:
+            self._committing = False
+            self.look_again()
 
     def take(self, committed: Committed, answer: Callable[[], None]) -> None:
         """Have an own group published in its turn, and then its callers answered; at once where that is now."""
@@ -50,8 +64,13 @@ class Tailer:
             answer()
         else:
             self._own.append(_Own(committed, answer))
+            self._shown.clear()
             self._publisher.start()
             self.look_again()
+
+    async def shown(self) -> None:
+        """Wait until all own groups are published, so that what they bring about holds the next one back."""
+        await self._shown.wait()
 
     def look_again(self) -> None:
         """Note that what held the publishing of others' commits back may be gone."""
@@ -81,16 +100,15 @@ class Tailer:
         fanout = self._fanout
         while True:
             if self._own:
-                committed, answer = self._own[0]
+                committed = self._own[0].committed
                 if committed.previous_head <= fanout.head:
                     if committed.previous_head == fanout.head:
                         self._publish(committed.commits)
-                    self._own.popleft()  # where it is below, it was read with what lay before it
-                    answer()
+                    self._answer_next()  # where it is below, it was read with what lay before it
                     continue
             elif self._closed:
                 return
-            elif fanout.backlog_full or fanout.held_by_subscriptions:
+            elif self._committing or fanout.backlog_full or fanout.held_by_subscriptions:
                 self._gate.clear()
                 await self._gate.wait()
                 continue
@@ -99,6 +117,10 @@ class Tailer:
             except EngineUnavailable as error:
                 await self._give_up(error)
                 return
+            if self._own:  # which are published whole: a queue that waits has room for a group
+                commits = [
+                    commit for commit in commits if commit.events[0].event_id <= self._own[0].committed.previous_head
+                ]
             if commits:
                 self._publish(commits)
             elif not self._own:
@@ -120,7 +142,12 @@ class Tailer:
 
     def _let_go(self) -> None:
         while self._own:
-            self._own.popleft().answer()
+            self._answer_next()
+
+    def _answer_next(self) -> None:
+        self._own.popleft().answer()
+        if not self._own:
+            self._shown.set()
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None and not self._closed:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from aiostore import Event, EventStore, Limits, Query, StoreClosed, Subscription
-from aiostore.engine import Plan
 from aiostore.engines.memory import MemoryEngine
 from tests.conformance import engine_of, ids, outcome
 from tests.scheduler import running, take, turns, until, waiting
@@ -28,15 +27,17 @@ class SlowWrite:
         self.begun, self.begin = asyncio.Event(), asyncio.Event()
         self.written, self.end = asyncio.Event(), asyncio.Event()
         engine = engine_of(store)
-        self._commit = engine.commit
-        monkeypatch.setattr(engine, "commit", self)
+        name = "commit_shared" if engine.shared else "commit"
+        self._commit = getattr(engine, name)
+        monkeypatch.setattr(engine, name, self)
 
-    async def __call__(self, plan: Plan) -> None:
+    async def __call__(self, *group: Any) -> Any:
         self.begun.set()
         await self.begin.wait()
-        await self._commit(plan)
+        result = await self._commit(*group)
         self.written.set()
         await self.end.wait()
+        return result
 
     def open(self) -> None:
         """Let all go on."""

@@ -73,14 +73,14 @@ class Database:
 
 
 class SharedEngine(Engine):
-    """One process's view of a database. It takes its time, and is unavailable now and then."""
+    """One process's view of a database. With ``chance`` it takes its time, and is unavailable now and then."""
 
     shared = True
     durable = False
 
     def __init__(self, database: Database, chance: random.Random | None = None, failing: float = 0.0) -> None:
         self._database = database
-        self._chance = chance or random.Random(0)
+        self._chance = chance
         self._failing = failing
         self._closed = True
 
@@ -91,6 +91,8 @@ class SharedEngine(Engine):
     async def _dawdle(self, *, may_fail: bool = False) -> None:
         if self._closed:
             raise StoreClosed
+        if self._chance is None:
+            return
         for _ in range(self._chance.choice((0, 0, 1, 3))):
             await asyncio.sleep(0)
         if self._closed:
@@ -110,7 +112,7 @@ class SharedEngine(Engine):
 
     async def commit_shared(self, proposals: Sequence[Proposal], timestamp: str) -> Committed:
         await self._dawdle()
-        if self._chance.random() < self._failing:
+        if self._chance is not None and self._chance.random() < self._failing:
             raise StoreFull(self.location, "so it was chosen")
         return await whole(self._commit(proposals, timestamp))
 
@@ -124,7 +126,7 @@ class SharedEngine(Engine):
     async def commits_after(self, after: int) -> Sequence[Commit]:
         await self._dawdle(may_fail=True)
         later = [commit for commit in self._database.commits if commit.events[0].event_id > after]
-        found = later[: self._chance.randrange(1, COMMITS_MAX + 1)]
+        found = later[: COMMITS_MAX if self._chance is None else self._chance.randrange(1, COMMITS_MAX + 1)]
         await self._dawdle()
         return [Commit(copies(commit.events), commit.idempotency_key, commit.bytes_estimate) for commit in found]
 
@@ -145,7 +147,8 @@ class SharedEngine(Engine):
 
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
         await self._dawdle()
-        page = await self._database.memory.read(selection, cursor, self._chance.choice((1, 3, max_events)))
+        some = max_events if self._chance is None else min(max_events, self._chance.choice((1, 3, max_events)))
+        page = await self._database.memory.read(selection, cursor, some)
         await self._dawdle()
         return page
 
