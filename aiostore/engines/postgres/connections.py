@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import asyncpg
 import msgspec
+from asyncpg.connect_utils import SessionAttribute
 
 from aiostore.engines.postgres.failures import is_lost, mapped
 from aiostore.engines.postgres.location import Location
@@ -67,7 +68,7 @@ def backoff_seconds(tries: int) -> float:
     return BACKOFF_SECONDS[min(tries, len(BACKOFF_SECONDS) - 1)]
 
 
-class Session(asyncpg.Connection):  # type: ignore[misc]
+class Session(asyncpg.Connection):
     """A connection whose statements are bounded in time; past it, it is dropped without a word to the server.
 
     Nothing is cancelled in the server: a statement that waits for a standby would then be taken for replicated.
@@ -152,7 +153,7 @@ class Connector:
             timeout=self.times.connect,
             server_settings=settings,
             connection_class=Session,
-            target_session_attrs=None if self._read_only else "read-write",
+            target_session_attrs=None if self._read_only else SessionAttribute.read_write,
         )
         self._sessions.add(session)
         session.ask_seconds_max = 2 * self.times.command

@@ -123,7 +123,8 @@ class PostgresEngine(Engine):
         self._pool = Pool(self._connector, self._pool_size)
         self._pool.add(session)
         self._writer = writer
-        self._waker = Waker(self._connector, self._poll_interval)
+        own_pid = (lambda: None) if writer is None else writer.pid
+        self._waker = Waker(self._connector, self._poll_interval, own_pid)
         return head
 
     async def _open(self, session: Session) -> Head:
@@ -198,8 +199,8 @@ class PostgresEngine(Engine):
             answer = await writer.store(group)
             commits, judged = group.outcomes(answer)
             outcomes: list[Outcome] = []
-            for proposal, outcome, detail in zip(group.proposals, judged, answer.details, strict=True):
-                outcomes.append(await self._duplicate(proposal, detail) if outcome is None else outcome)
+            for proposal, outcome in zip(group.proposals, judged, strict=True):
+                outcomes.append(await self._duplicate(proposal, outcome) if isinstance(outcome, int) else outcome)
         finally:
             writer.begun = False
         return Committed(answer.previous_head, commits, outcomes)

@@ -61,7 +61,8 @@ $$;
 """
 
 # Arrays of one length belong together: streams; k_ the keys; x_ the expectations (-1: the stream exists); c_ the
-# conditions; e_ the events. *_append and *_stream are places in the group and in streams, from 1.
+# conditions; e_ the events (an empty array of these stands for NULLs, or for 0 in e_more). *_append and *_stream are
+# places in the group and in streams, from 1.
 APPEND_GROUP: Final = """
 CREATE FUNCTION {schema}.append_group(
     the_writer uuid, the_token bigint, the_group bigint, stamp timestamptz, appends integer, streams text[],
@@ -75,7 +76,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     answer {schema}.result;
-    verdicts smallint[] := array_fill(0::smallint, ARRAY[appends]);
+    verdicts smallint[] := array_fill({passed}::smallint, ARRAY[appends]);
     details bigint[] := array_fill(0::bigint, ARRAY[appends]);
     stream_ids bigint[];
     versions bigint[];
@@ -143,14 +144,19 @@ BEGIN
         END LOOP;
     END IF;
 
-    answer := ROW(previous, stamp, verdicts, details, versions);
+    answer := ROW(previous, stamp, '{{}}', '{{}}', '{{}}', versions);
+    IF refused THEN
+        SELECT array_agg(v.place), array_agg(v.verdict), array_agg(v.detail)
+            INTO answer.refused, answer.verdicts, answer.details
+            FROM unnest(verdicts, details) WITH ORDINALITY v(verdict, detail, place) WHERE v.verdict <> {passed};
+    END IF;
     IF cardinality(e_append) = 0 THEN
         RETURN answer;
     END IF;
     INSERT INTO {schema}.events (pos, sid, version, type, ts, data, metadata, tags, key, more, size)
         SELECT previous + row_number() OVER (ORDER BY e.place), stream_ids[e.stream],
                versions[e.stream] + row_number() OVER (PARTITION BY e.stream ORDER BY e.place),
-               e.type, stamp, e.data, e.metadata, string_to_array(e.tags, chr(31)), e.key, e.more, e.size
+               e.type, stamp, e.data, e.metadata, string_to_array(e.tags, chr(31)), e.key, coalesce(e.more, 0), e.size
         FROM unnest(e_append, e_stream, e_type, e_data, e_metadata, e_tags, e_key, e_more, e_size)
             WITH ORDINALITY e(append, stream, type, data, metadata, tags, key, more, size, place)
         WHERE NOT refused OR verdicts[e.append] = {passed};

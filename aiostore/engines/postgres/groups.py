@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +11,7 @@ import msgspec
 
 from aiostore.drafts import Append
 from aiostore.engine import Commit, Outcome, Proposal
-from aiostore.engines.postgres.functions import CONFLICT, DUPLICATE, MATCHED, PASSED, SEPARATOR
+from aiostore.engines.postgres.functions import CONFLICT, DUPLICATE, MATCHED, SEPARATOR
 from aiostore.engines.postgres.rows import timestamp_text
 from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, IdempotencyConflict
 from aiostore.events import Event
@@ -73,22 +73,32 @@ class _Arguments:
     e_size: list[int] = field(default_factory=list)
 
     def all(self) -> list[Any]:
-        return [getattr(self, name) for name in self.__slots__]
+        """The arrays. Of events, one in which nothing stands is left empty, which reads the same and costs less."""
+        arrays: tuple[list[Any], ...] = (self.e_metadata, self.e_tags, self.e_key, self.e_more)
+        for array in arrays:
+            if not any(array):
+                array.clear()
+        return [getattr(self, name) for name in _ARRAYS]
 
 
-ARGUMENTS_COUNT: Final = 5 + len(_Arguments.__slots__)
+_ARRAYS: Final = tuple(array.name for array in fields(_Arguments))
+
+ARGUMENTS_COUNT: Final = 5 + len(_ARRAYS)
 """The writer, its token, the group's number, its timestamp, how many appends; and the arrays."""
 
 
 class Answer(NamedTuple):
-    """What the server says of a group, by places in it: see ``append_group``."""
+    """What the server says of a group: see ``append_group``."""
 
     previous_head: int
     timestamp: datetime
+    refused: Sequence[int]
+    """The places of the appends that did not pass, from 1; with each of them…"""
     verdicts: Sequence[int]
     details: Sequence[int]
-    versions: Sequence[int]
-    """Of each stream of the group, before it."""
+    """…the first event of a duplicate, the place of the expectation, the event that matched."""
+    versions: Sequence[int] | None
+    """Of each stream of the group, before it; None where there are none."""
 
 
 class Group:
@@ -136,35 +146,42 @@ class Group:
                 arrays.e_stream.append(stream)
                 arrays.e_type.append(draft.event_type)
                 arrays.e_data.append(draft.data)
-                arrays.e_metadata.append(draft.metadata if len(memoryview(draft.metadata)) else None)
+                arrays.e_metadata.append(draft.metadata if bytes(draft.metadata) else None)
                 arrays.e_tags.append(SEPARATOR.join(draft.tags) if draft.tags else None)
                 arrays.e_key.append(key)
                 arrays.e_more.append(more)
                 arrays.e_size.append(draft.size)
                 key = None
 
-    def outcomes(self, answer: Answer) -> tuple[list[Commit], list[Outcome | None]]:
-        """The commits that were stored, and what each proposal came to; None for one whose key is stored already."""
+    def outcomes(self, answer: Answer) -> tuple[list[Commit], list[Outcome | int]]:
+        """The commits that were stored, and what each proposal came to.
+
+        For one whose key is stored already it is a number: the first event of the commit that has it.
+        """
         commits: list[Commit] = []
-        outcomes: list[Outcome | None] = []
-        versions = dict(zip(self._places, answer.versions, strict=True))
+        outcomes: list[Outcome | int] = []
+        before = answer.versions or ()
+        versions = dict(zip(self._places, before, strict=True))
+        refused = dict(zip(answer.refused, zip(answer.verdicts, answer.details, strict=True), strict=True))
         event_id, timestamp = answer.previous_head, timestamp_text(answer.timestamp)
-        for (append, _, _), verdict, detail in zip(self.proposals, answer.verdicts, answer.details, strict=True):
-            if verdict == PASSED:
+        for place, (append, _, _) in enumerate(self.proposals, start=1):
+            if place not in refused:
                 events = _placed(append, event_id, timestamp, versions)
                 event_id += len(events)
                 if events:
                     commits.append(Commit(events, append.idempotency_key, append.size))
                 outcomes.append(events)
+                continue
+            verdict, detail = refused[place]
+            if verdict == DUPLICATE:
+                outcomes.append(detail)
             elif verdict == CONFLICT:
                 stream_id, expected = self._expectations[detail - 1]
-                actual = answer.versions[self._places[stream_id] - 1]
+                actual = before[self._places[stream_id] - 1]
                 outcomes.append(ConcurrencyConflict(stream_id, expected, actual))
-            elif verdict == MATCHED:
-                outcomes.append(AppendConditionFailed(detail))
             else:
-                assert verdict == DUPLICATE, f"{verdict} is no verdict"
-                outcomes.append(None)
+                assert verdict == MATCHED, f"{verdict} is no verdict"
+                outcomes.append(AppendConditionFailed(detail))
         return commits, outcomes
 
 

@@ -158,7 +158,7 @@ class PageReader:
         scans = [_scans(item, args, "$1", "$2", "$3", first=1) for item in items]
         sql = ", ".join(f"ARRAY({scan})" for of_item in scans for scan in of_item)
         sql = sql.replace("{schema}", self._schema).replace("{order}", "DESC" if backwards else "ASC")
-        (row,) = await session.ask(f"SELECT {sql}", *args)  # noqa: S608
+        (row,) = await session.ask(f"SELECT {sql}", *args)
         end = low + 1 if backwards else high
         found = [Scan(positions, positions[-1] if len(positions) == count else end) for positions in row]
         chosen: set[int] = set()
@@ -195,11 +195,11 @@ def _scans(item: Item, args: list[object], low: str, high: str, count: str, *, f
     scans: list[str] = []
     for tag in item.tags or ():
         args.append(tag)
-        scans.append(f"SELECT pos FROM {{schema}}.tags WHERE tag = ${len(args) + first - 1} AND {within}")  # noqa: S608
+        scans.append(f"SELECT pos FROM {{schema}}.tags WHERE tag = ${len(args) + first - 1} AND {within}")
     if item.types is not None:
         args.append(item.types)
         scans.append(
-            f"SELECT c.pos FROM unnest(${len(args) + first - 1}::text[]) t(type) CROSS JOIN LATERAL"  # noqa: S608
+            f"SELECT c.pos FROM unnest(${len(args) + first - 1}::text[]) t(type) CROSS JOIN LATERAL"
             f" (SELECT pos FROM {{schema}}.events e WHERE e.type = t.type AND {within}) c"
             f" ORDER BY c.pos {{order}} LIMIT {count}"
         )

@@ -46,7 +46,7 @@ CREATE TABLE {schema}.states (
     value bytea NOT NULL
 );
 CREATE TYPE {schema}.result AS (
-    previous bigint, ts timestamptz, verdicts smallint[], details bigint[], versions bigint[]
+    previous bigint, ts timestamptz, refused bigint[], verdicts smallint[], details bigint[], versions bigint[]
 );
 CREATE TABLE {schema}.writers (
     writer uuid PRIMARY KEY, token bigint NOT NULL, group_number bigint NOT NULL, seen timestamptz NOT NULL,
@@ -92,7 +92,7 @@ def ddl(schema: str) -> str:
         "conflict": str(functions.CONFLICT),
         "matched": str(functions.MATCHED),
     }
-    return re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], text)
+    return re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], text).replace("{{}}", "{}")
 
 
 def check_server(connection: Connection[Record]) -> None:
@@ -137,7 +137,7 @@ async def _is_ours(connection: Connection[Record], schema: str) -> bool:
         return False
     stated = None
     if {record["column"] for record in found if record["name"] == "meta"} == {"name", "value"}:
-        stated = await connection.fetchval(f"SELECT value FROM {schema}.meta WHERE name = 'aiostore'")  # noqa: S608
+        stated = await connection.fetchval(f"SELECT value FROM {schema}.meta WHERE name = 'aiostore'")
     if stated is None:
         raise EngineUnsupported(f"the schema {schema!r} holds other tables, not a store; give another with schema=…")
     if stated != str(FORMAT):

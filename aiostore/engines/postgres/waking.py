@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import asyncpg
 
@@ -18,14 +19,19 @@ _ONLY_READS = "25006"
 
 
 class Waker:
-    """A connection that listens. One task waits at a time."""
+    """A connection that listens. One task waits at a time.
 
-    def __init__(self, connector: Connector, poll_seconds: float) -> None:
+    ``own_pid``: the server's process that does this engine's own appends. What it says is no news: who appends is told
+    so. (Looking for it again would have each own event read again.)
+    """
+
+    def __init__(self, connector: Connector, poll_seconds: float, own_pid: Callable[[], int | None]) -> None:
         schema = connector.location.schema
         self._connector = connector
         self._poll_seconds = poll_seconds
+        self._own_pid = own_pid
         self._channel = channel_of(schema)
-        self._head = f"SELECT pos FROM {schema}.head"  # noqa: S608
+        self._head = f"SELECT pos FROM {schema}.head"
         self._session: Session | None = None
         self._woken = asyncio.Event()
         self._known = 0
@@ -89,6 +95,8 @@ class Waker:
         return session
 
     def _notified(self, _: object, pid: int, channel: str, payload: object) -> None:
+        if pid == self._own_pid():
+            return
         try:
             self._known = max(self._known, int(str(payload)))
         except ValueError:

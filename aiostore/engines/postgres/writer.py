@@ -33,12 +33,18 @@ class Writer:
         self._session: Session | None = None
         self.begun = False
         parameters = ", ".join(f"${n}" for n in range(1, ARGUMENTS_COUNT + 1))
-        self._append = f"SELECT previous, ts, verdicts, details, versions FROM {schema}.append_group({parameters})"  # noqa: S608
-        self._take_over = (
-            "SELECT group_number, (result).previous, (result).ts, (result).verdicts, (result).details,"
-            f" (result).versions FROM {schema}.take_over($1, $2)"
+        self._append = (
+            f"SELECT previous, ts, refused, verdicts, details, versions FROM {schema}.append_group({parameters})"
         )
-        self._leave = f"DELETE FROM {schema}.writers WHERE writer = $1 AND token = $2"  # noqa: S608
+        self._take_over = (
+            "SELECT group_number, (result).previous, (result).ts, (result).refused, (result).verdicts,"
+            f" (result).details, (result).versions FROM {schema}.take_over($1, $2)"
+        )
+        self._leave = f"DELETE FROM {schema}.writers WHERE writer = $1 AND token = $2"
+
+    def pid(self) -> int | None:
+        """The process in the server that stores the groups now."""
+        return None if self._session is None or self._session.is_closed() else self._session.get_server_pid()
 
     async def store(self, group: Group) -> Answer:
         """Have the group judged and stored. The connection is made anew where it is lost, for a bounded time.

@@ -1,0 +1,1 @@
+"""PostgreSQL: real servers, and what the conformance tests cannot say."""
