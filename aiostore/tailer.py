@@ -117,7 +117,10 @@ class Tailer:
             except EngineUnavailable as error:
                 await self._give_up(error)
                 return
-            if self._own:  # which are published whole: a queue that waits has room for a group
+            # Own groups are published whole: a queue that waits has room for a group.
+            if self._committing:
+                continue  # among these may be a part of the one that is under way
+            if self._own:
                 commits = [
                     commit for commit in commits if commit.events[0].event_id <= self._own[0].committed.previous_head
                 ]

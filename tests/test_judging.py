@@ -26,6 +26,7 @@ from aiostore import (
     EventStoreError,
     IdempotencyConflict,
     Limits,
+    NewEvent,
     Query,
     StoreClosed,
     StoreFailed,
@@ -33,8 +34,10 @@ from aiostore import (
     StreamAppend,
     SubscriptionStatistics,
 )
+from aiostore.drafts import Append, StreamDrafts, draft_events, make_append
 from aiostore.engine import Facts, Plan, Question
 from aiostore.engines.memory import MemoryEngine
+from aiostore.judging import Independents
 from tests.conformance.model import Model, Wish, plain, wishes
 
 
@@ -499,3 +502,39 @@ async def test_any_groups_come_to_what_one_append_after_another_would(
             results = await asyncio.gather(*(wish.send(store) for wish in group), return_exceptions=True)
             assert [plain(result) for result in results] == [model.append(wish) for wish in group]
         assert plain(await store.read_all().to_list()) == model.rows
+
+
+# What depends on what, for engines that judge by themselves
+
+
+def append(stream_id: str, *, expected: Any = None, key: str | None = None, condition: Any = None) -> Append:
+    drafts = draft_events([NewEvent("T", {}, tags="x")], Limits())
+    return make_append([StreamDrafts(stream_id, drafts, expected)], condition, key, Limits())
+
+
+MATCHING, OTHER = (AppendCondition(Query.where(types=event_type)) for event_type in "TU")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "independent"),
+    [
+        (append("a"), append("a"), True),
+        (append("a"), append("b", expected=0), True),
+        (append("a", expected=0), append("a"), True),
+        (append("a"), append("a", expected=1), False),
+        (append("a"), append("a", expected=STREAM_EXISTS), False),
+        (append("a", key="k"), append("a", key="l"), True),
+        (append("a", key="k"), append("b", key="k"), True),
+        (append("a", key="k"), append("a", key="k"), False),
+        (append("a"), append("b", condition=OTHER), True),
+        (append("a"), append("b", condition=MATCHING), False),
+        (append("a", condition=MATCHING), append("b"), True),
+    ],
+)
+def test_an_append_is_alone_in_its_group_where_it_depends_on_another(
+    first: Append, second: Append, independent: bool
+) -> None:
+    independents = Independents()
+    assert independents.admit(first)
+    assert independents.admit(second) is independent
+    assert independents.admit(append("z"))
