@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from aiostore import (
     END,
     NO_STREAM,
+    STREAM_EXISTS,
     AppendCondition,
     AppendConditionFailed,
     ConcurrencyConflict,
