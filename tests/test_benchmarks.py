@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.postgres.fixtures import require_postgres
+
 CHECKOUT = Path(__file__).parents[1]
 GOALS = 10  # three of the seven against two peers
+POSTGRES_GOALS = 4
 
 
 def run_benchmarks(directory: Path, *options: str) -> str:
@@ -34,6 +37,14 @@ def test_each_goal_is_measured(tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads(run_benchmarks(tmp_path, "--json"))
     assert len([result for result in found["results"] if result["goal"]]) == GOALS
     assert all(result["ours_median"] > 0 and result["peer_median"] > 0 for result in found["results"])
+
+
+def test_each_goal_on_postgres_is_measured(tmp_path: Path) -> None:
+    require_postgres()
+    found: dict[str, Any] = json.loads(run_benchmarks(tmp_path, "--engine", "postgres", "--json"))
+    assert len([result for result in found["results"] if result["goal"]]) == POSTGRES_GOALS
+    assert all(result["ours_median"] > 0 and result["peer_median"] > 0 for result in found["results"])
+    assert found["machine"]["server"].startswith("postgres (PostgreSQL)")
 
 
 def test_the_results_are_a_table(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Measure aiostore against event stores that one would write by hand over SQLite.
 
     pip install ".[benchmarks]"
-    python -m tests.benchmarks              # about a minute
-    python -m tests.benchmarks --quick      # for CI: small, and its numbers say little
+    python -m tests.benchmarks                      # about a minute
+    python -m tests.benchmarks --engine postgres    # on a server of its own, some minutes
+    python -m tests.benchmarks --quick              # for CI: small, and its numbers say little
 
 Run it from the checkout, on a machine that does nothing else. The contenders of a contest do the same work in turn,
 round by round (A B A B …), each in a directory of its own on the same disk, which must be a real one: give it with
@@ -18,7 +19,8 @@ import gc
 import json
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -26,6 +28,9 @@ from statistics import median
 from . import machine
 from .measures import LIMITS, Contest, Row, contests
 from .projections import projection_contests
+
+FILE_CONTESTS = range(1, 8)
+POSTGRES_CONTESTS = range(8, 12)
 
 PAUSE_S = 0.02
 """Between two contenders, so that what one left to its threads is not measured with the next."""
@@ -66,6 +71,21 @@ async def hold(contest: Contest, directory: Path, rounds: int) -> dict[str, list
     return numbers
 
 
+@contextmanager
+def chosen(numbers: set[int], scale: float, described: dict[str, str]) -> Iterator[dict[int, Contest]]:
+    """The contests with these numbers; a server runs meanwhile, if any of them is on one."""
+    with ExitStack() as stack:
+        found = [*contests(scale), *projection_contests(scale)]
+        if not numbers.isdisjoint(POSTGRES_CONTESTS):
+            from .postgres import postgres_contests, running_server  # the drivers may not be there
+
+            server = stack.enter_context(running_server())
+            described["server"] = server.run("postgres", "--version").strip()
+            described["its file system"] = machine.describe(server.directory)["file system"]
+            found += postgres_contests(scale, server)
+        yield {number: contest for number, contest in enumerate(found, 1) if number in numbers}
+
+
 def compare(contest: Contest, row: Row, numbers: dict[str, list[float]]) -> Result:
     """The row, filled in."""
     ours, peer = numbers[row.ours], numbers[row.peer]
@@ -104,7 +124,8 @@ def markdown(described: dict[str, str], results: list[Result], limits: dict[str,
         f"| {result.goal} | {verdict[result.met]} |"
         for result in results
     ]
-    lines += ["", "| the machine's own limits: 300 bytes, p50 | |", "|---|---:|"]
+    if limits:
+        lines += ["", "| the machine's own limits: 300 bytes, p50 | |", "|---|---:|"]
     lines += [f"| {name} | {value:,.0f} µs |" for name, value in limits.items()]
     return "\n".join(lines)
 
@@ -115,11 +136,15 @@ async def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the size and three rounds")
     parser.add_argument("--scale", type=float, default=1.0, help="size, 1 is full")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--only", type=int, action="append", help="only this measure, 1 to 7; may be repeated")
+    parser.add_argument("--only", type=int, action="append", help="only this measure, 1 to 11; may be repeated")
+    parser.add_argument("--engine", choices=["file", "postgres", "all"], default="file", help="1 to 7, or 8 to 11")
     parser.add_argument("--directory", type=Path, help="where to write, on a real disk (default: for temporary files)")
     parser.add_argument("--json", action="store_true", help="print JSON, with the numbers of each round")
     options = parser.parse_args()
     scale, rounds = (0.1, 3) if options.quick else (options.scale, options.rounds)
+
+    by_engine = {"file": FILE_CONTESTS, "postgres": POSTGRES_CONTESTS, "all": [*FILE_CONTESTS, *POSTGRES_CONTESTS]}
+    asked = set(options.only or by_engine[options.engine])
 
     results: list[Result] = []
     rounds_by_contest: dict[str, dict[str, list[float]]] = {}
@@ -129,14 +154,13 @@ async def main() -> None:
         described = machine.describe(directory)
         if described["file system"] == "tmpfs":
             print("warning: this is memory, not a disk; give --directory", file=sys.stderr)
-        for number, contest in enumerate([*contests(scale), *projection_contests(scale)], 1):
-            if options.only and number not in options.only:
-                continue
-            print(f"({number}) {contest.name} …", file=sys.stderr)
-            numbers = await hold(contest, directory / f"{number}", rounds)
-            rounds_by_contest[contest.name] = numbers
-            results += [compare(contest, row, numbers) for row in contest.rows]
-            limits |= {name: median(values) for name, values in numbers.items() if name in LIMITS}
+        with chosen(asked, scale, described) as to_hold:
+            for number, contest in to_hold.items():
+                print(f"({number}) {contest.name} …", file=sys.stderr)
+                numbers = await hold(contest, directory / f"{number}", rounds)
+                rounds_by_contest[contest.name] = numbers
+                results += [compare(contest, row, numbers) for row in contest.rows]
+                limits |= {name: median(values) for name, values in numbers.items() if name in LIMITS}
     if options.json:
         found = {"machine": described, "results": [asdict(result) for result in results], "rounds": rounds_by_contest}
         print(json.dumps(found, indent=2))
