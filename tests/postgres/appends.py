@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from aiostore import AppendCondition, Event, EventStoreError, NewEvent
@@ -54,3 +56,14 @@ async def read_all(engine: Engine, selection: Selection | None = None, max_event
 
 def ids(events: Iterable[Any]) -> list[int]:
     return [event.event_id for event in events]
+
+
+async def until(condition: Callable[[], Awaitable[object] | object]) -> Any:
+    """Look again and again until the condition holds; what it came to then."""
+    while True:
+        found = condition()
+        if inspect.isawaitable(found):
+            found = await found
+        if found:
+            return found
+        await asyncio.sleep(0.005)

@@ -29,7 +29,7 @@ from aiostore.engines.postgres.engine import PostgresEngine
 from aiostore.engines.postgres.failures import mapped
 from aiostore.engines.postgres.location import parse_location
 from aiostore.engines.postgres.pages import PAGE_BYTES, Scan, meet
-from tests.postgres.appends import append, commit, ids, read_all, stored, tagged
+from tests.postgres.appends import append, commit, ids, read_all, stored, tagged, until
 from tests.postgres.conftest import OpenEngine
 from tests.postgres.fixtures import NewUrl
 from tests.postgres.server import Server
@@ -323,10 +323,12 @@ async def test_a_database_in_another_encoding_is_refused(postgres_server: Server
     await connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     await connection.close()
     with pytest.raises(EngineUnsupported, match="LATIN1"):
-        await PostgresEngine(postgres_server.url.replace("/postgres", "/latin")).open()
+        await PostgresEngine(postgres_server.url.removesuffix("postgres") + "latin").open()
 
 
-async def test_opened_to_read_it_makes_nothing_and_writes_nothing(open_engine: OpenEngine, new_postgres_url: NewUrl) -> None:
+async def test_opened_to_read_it_makes_nothing_and_writes_nothing(
+    open_engine: OpenEngine, new_postgres_url: NewUrl
+) -> None:
     url = new_postgres_url()
     with pytest.raises(EngineUnavailable, match="mode='rw'"):
         await PostgresEngine(url, mode="r").open()
@@ -372,7 +374,9 @@ async def test_a_closed_engine_says_so(new_postgres_url: NewUrl) -> None:
             await call
 
 
-async def test_nothing_of_a_closed_engine_stays_in_the_server(postgres_server: Server, new_postgres_url: NewUrl) -> None:
+async def test_nothing_of_a_closed_engine_stays_in_the_server(
+    postgres_server: Server, new_postgres_url: NewUrl
+) -> None:
     engine = PostgresEngine(new_postgres_url())
     await engine.open()
     await commit(engine, append())
@@ -380,8 +384,8 @@ async def test_nothing_of_a_closed_engine_stays_in_the_server(postgres_server: S
     await engine.aclose()
     connection = await asyncpg.connect(postgres_server.url)
     assert await connection.fetchval(f"SELECT count(*) FROM {schema}.writers") == 0
-    while await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'aiostore'"):
-        await asyncio.sleep(0.01)
+    query = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'aiostore'"
+    await until(lambda: connection.fetchval(query))
     await connection.close()
 
 
@@ -430,7 +434,9 @@ def test_errors_of_the_server_become_ours() -> None:
     def error(state: str) -> asyncpg.PostgresError:
         return asyncpg.PostgresError.new({"C": state, "M": "so it is", "S": "ERROR"})
 
-    names = {state: type(mapped(error(state), "here")).__name__ for state in ("53100", "42501", "25006", "57014", "54000")}
+    names = {
+        state: type(mapped(error(state), "here")).__name__ for state in ("53100", "42501", "25006", "57014", "54000")
+    }
     assert names == {
         "53100": "StoreFull",
         "42501": "EngineUnavailable",

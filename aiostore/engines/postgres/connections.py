@@ -77,6 +77,8 @@ class Session(asyncpg.Connection):
     def __init__(self, protocol: Any, transport: Any, *args: Any) -> None:
         super().__init__(protocol, transport, *args)
         self.ask_seconds_max = 60.0
+        self.is_standby = False
+        """Whether the server was one when this was connected: it takes no writes, and does not notify."""
         self.warned = ""
         """The last warning that came with an answer; none is harmless in a commit."""
         made = transport.get_extra_info("socket")
@@ -162,8 +164,8 @@ class Connector:
             await session.set_type_codec(
                 "json", schema="pg_catalog", encoder=bytes, decoder=msgspec.Raw, format="binary"
             )
-            ((is_standby, _),) = await session.ask(_INTRODUCTION)
-            if is_standby and not self._read_only:
+            ((session.is_standby, _),) = await session.ask(_INTRODUCTION)
+            if session.is_standby and not self._read_only:
                 raise ConnectionError("the server is a standby, which takes no writes")
         except BaseException:
             session.terminate()

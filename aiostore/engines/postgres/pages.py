@@ -23,6 +23,9 @@ PAGE_BYTES: Final = 1 * MIB
 EXAMINED: Final = 500
 """So many positions of each index are looked at for one page, at least."""
 
+FETCHED: Final = 64
+"""So many candidates are read for one page, at least: some may turn out not to match."""
+
 WINDOW: Final = 5000
 """So many positions are looked at for one page where no index helps."""
 
@@ -130,8 +133,7 @@ class PageReader:
             return self._page(await self._rows(session, source, backwards, max_events, *args), max_events, None)
         end = low + 1 if backwards else high
         candidates, reach = await self._candidates(session, items, backwards, low, high, count)
-        exact = all(item.prefix is None for item in items)
-        asked = candidates[:max_events] if exact else candidates
+        asked = candidates[: max(max_events, FETCHED)]
         if not asked:
             return Page([], None if reach == end else reach)
         source = (
@@ -139,13 +141,11 @@ class PageReader:
             " (SELECT * FROM {schema}.events e WHERE e.pos = c.pos) e"
         )
         rows = await self._rows(session, source, backwards, len(asked), asked)
-        events = events_of(rows)
-        if not exact:
-            query = selection.query
-            assert query is not None
-            events = [event for event in events if query.matches(event)][:max_events]
-            if len(events) == max_events:
-                return Page(events, events[-1].event_id)
+        query = selection.query
+        assert query is not None
+        events = [event for event in events_of(rows) if query.matches(event)]
+        if len(events) > max_events:
+            return Page(events[:max_events], events[max_events - 1].event_id)
         if len(rows) < len(candidates):
             return Page(events, rows[-1][0])
         return Page(events, None if reach == end else reach)
@@ -153,7 +153,7 @@ class PageReader:
     async def _candidates(
         self, session: Session, items: Sequence[Item], backwards: bool, low: int, high: int, count: int
     ) -> tuple[list[int], int]:
-        """The next positions of events that match all but prefixes, in order, and up to where these are all."""
+        """The next positions of events that may match, in order, and up to where these are all."""
         args: list[object] = [low, high, count]
         scans = [_scans(item, args, "$1", "$2", "$3", first=1) for item in items]
         sql = ", ".join(f"ARRAY({scan})" for of_item in scans for scan in of_item)

@@ -6,16 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import asyncpg
-
 from aiostore.engines.postgres.connections import Connector, Session, backoff_seconds
-from aiostore.engines.postgres.failures import is_lost, sqlstate
+from aiostore.engines.postgres.failures import is_lost
 from aiostore.engines.postgres.schema import channel_of
 from aiostore.errors import StoreClosed
 
 logger = logging.getLogger("aiostore")
-
-_ONLY_READS = "25006"
 
 
 class Waker:
@@ -47,6 +43,8 @@ class Waker:
                     return
             except Exception as error:
                 await self._lost(error)
+        if self._session is not None:  # it came while the engine closed
+            self._session.terminate()
         raise StoreClosed
 
     async def _is_above(self, after: int) -> bool:
@@ -82,13 +80,9 @@ class Waker:
         session = await self._connector.connect()
         try:
             session.add_termination_listener(self._ended)
-            with session.bounded():
-                await session.add_listener(self._channel, self._notified)
-        except asyncpg.PostgresError as error:
-            if sqlstate(error) != _ONLY_READS:
-                session.terminate()
-                raise
-            logger.info("%s does not notify (%s): it is asked now and then", self._connector.location.shown, error)
+            if not session.is_standby:
+                with session.bounded():
+                    await session.add_listener(self._channel, self._notified)
         except BaseException:
             session.terminate()
             raise
