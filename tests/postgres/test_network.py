@@ -238,11 +238,15 @@ async def test_a_subscription_in_its_history_goes_on_behind_a_black_hole(proxy: 
         store.subscribe() as subscription,
     ):
         seen = await take(subscription, 10)
+
+        async def follow() -> None:
+            async for events in subscription.batches():
+                seen.extend(event.event_id for event in events)
+
         proxy.black_hole()
         async with asyncio.timeout(BOUND_S):
             with pytest.raises(EngineUnavailable):
-                async for events in subscription.batches():
-                    seen.extend(event.event_id for event in events)
+                await follow()
         assert len(seen) < 2000
         proxy.black_hole(False)
         proxy.cut()
