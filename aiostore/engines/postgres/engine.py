@@ -228,7 +228,8 @@ class PostgresEngine(Engine):
             " CROSS JOIN LATERAL (SELECT name FROM {s}.streams s WHERE s.sid = e.sid) s ORDER BY e.pos) p"
             " WHERE p.bytes - p.size < $3 ORDER BY p.pos"
         )
-        return commits_of(await self._ask(sql, after, CATCH_UP_EVENTS, CATCH_UP_BYTES))
+        args = (after, CATCH_UP_EVENTS, CATCH_UP_BYTES)
+        return commits_of(await self._held().run_here(lambda session: session.ask(sql, *args)))
 
     async def changed(self, after: int) -> None:
         self._held()
