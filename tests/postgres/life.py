@@ -133,10 +133,6 @@ async def live_through(
         return life.notes
 
 
-def errors_of(notes: Sequence[Noted]) -> set[str]:
-    return {noted.error for noted in notes if noted.error}
-
-
 async def again(work: Callable[[], Awaitable[Event]]) -> Event:
     """What it comes to when the server is there again."""
     while True:

@@ -120,6 +120,11 @@ def _first_match(log: Sequence[Event], tag: str, after: int) -> int | None:
     return next((event.event_id for event in log[after:] if tag in event.tags), None)
 
 
+def errors_of(notes: Iterable[Noted]) -> set[str]:
+    """What else they were told."""
+    return {noted.error for noted in notes if noted.error}
+
+
 class Tally(msgspec.Struct):
     """The state of the projection that clients keep: it differs if an event is missing, doubled or out of order."""
 

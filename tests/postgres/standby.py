@@ -70,13 +70,19 @@ class Pair:
         self.standby.copy_of(self.primary)
         self._ask("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self._ask("SELECT pg_reload_conf()")
+        self.mend()
+        return self
+
+    def mend(self) -> None:
+        """Start the standby if it is not there, and wait until the primary waits for it."""
+        assert self.standby.process is not None
+        if self.standby.process.poll() is not None:
+            self.standby.start()
+        sql = "SELECT sync_state, current_setting('synchronous_standby_names') FROM pg_stat_replication"
         deadline = time.monotonic() + GONE_SECONDS_MAX
-        while self._ask("SELECT sync_state, current_setting('synchronous_standby_names') FROM pg_stat_replication") != (
-            "sync|*"
-        ):
+        while self._ask(sql) != "sync|*":
             assert time.monotonic() < deadline, f"the standby does not follow: {self.primary.log[-2000:]}"
             time.sleep(0.02)
-        return self
 
     def _ask(self, sql: str) -> str:
         return self.primary.run("psql", "-X", "-A", "-t", "-d", self.primary.url, "-c", sql).strip()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aiostore import EngineUnavailable, EngineUnsupported, Event, EventStore, EventStoreError, OutcomeUnknown
-from tests.postgres.life import HASTY, again, errors_of, in_own_schema, live_through, until
-from tests.postgres.notes import BUDGET, tally_of
+from tests.postgres.life import HASTY, again, in_own_schema, live_through, until
+from tests.postgres.notes import BUDGET, errors_of, tally_of
 from tests.postgres.server import Server
 from tests.postgres.standby import Pair, kill_all
 from tests.postgres.worker import DEADLINE_S, tally_projection
@@ -26,13 +26,30 @@ TAKE_OVER_REFUSED = pytest.mark.xfail(
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A primary and its standby, which the test may kill."""
+def doomed_pair() -> Iterator[Pair]:
+    """A primary and its standby, of which the test may kill the primary."""
     pair = Pair()
     try:
         yield pair.create()
     finally:
         pair.stop()
+
+
+@pytest.fixture(scope="module")
+def lasting_pair() -> Iterator[Pair]:
+    """A primary and its standby, of which several tests may kill the standby."""
+    pair = Pair()
+    try:
+        yield pair.create()
+    finally:
+        pair.stop()
+
+
+@pytest.fixture
+def pair(lasting_pair: Pair) -> Pair:
+    """The same, with both of them there."""
+    lasting_pair.mend()
+    return lasting_pair
 
 
 @pytest.mark.timeout(200 * BUDGET)
@@ -79,8 +96,8 @@ async def test_a_server_that_stays_away_is_an_error_in_bounded_time_until_it_is_
 
 
 @pytest.mark.timeout(200)
-async def test_a_primary_killed_in_mid_append_loses_nothing_to_its_promoted_standby(pair: Pair) -> None:
-    notes = await live_through(in_own_schema(pair.url), 1, pair.fail_over)
+async def test_a_primary_killed_in_mid_append_loses_nothing_to_its_promoted_standby(doomed_pair: Pair) -> None:
+    notes = await live_through(in_own_schema(doomed_pair.url), 1, doomed_pair.fail_over)
     assert not errors_of(notes), "whoever has the patience hears of no error"
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from aiostore import END, EngineUnavailable, Event, EventStore, EventStoreError, Limits, OutcomeUnknown
 from tests.postgres.fixtures import NewUrl
-from tests.postgres.life import HASTY, SEED, again, errors_of, in_own_schema, live_through, until
-from tests.postgres.notes import BUDGET
+from tests.postgres.life import HASTY, SEED, again, in_own_schema, live_through, until
+from tests.postgres.notes import BUDGET, errors_of
 from tests.postgres.proxy import Proxy
 from tests.postgres.server import Server
 from tests.postgres.worker import DEADLINE_S

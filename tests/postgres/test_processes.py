@@ -16,7 +16,7 @@ import pytest
 
 from aiostore import Event, EventStore, Query
 from tests.postgres.fixtures import NewUrl
-from tests.postgres.notes import BUDGET, CONFLICT, MATCHED, STORED, Noted, Tally, check_notes, tally_of
+from tests.postgres.notes import BUDGET, CONFLICT, MATCHED, STORED, Noted, Tally, check_notes, errors_of, tally_of
 from tests.postgres.server import Server
 from tests.postgres.worker import DEADLINE_S, STREAMS, TYPES, Child, Job
 from tests.scheduler import take
@@ -77,6 +77,7 @@ async def test_processes_append_and_are_cut_off_and_nothing_is_missed_doubled_or
     notes = [msgspec.json.decode(line, type=Noted) for account in accounts for line in account[:-1]]
     assert len(notes) == PROCESSES * TASKS * COUNT
     check_notes(log, notes)
+    assert errors_of(notes) <= {repr(TimeoutError())}, "who loses a connection gets another"
     outcomes = [noted.outcome for noted in notes]
     assert outcomes.count(STORED) > len(notes) // 3, "most went through"
     assert min(outcomes.count(CONFLICT), outcomes.count(MATCHED)) > 5, "there were races"
