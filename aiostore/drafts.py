@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from aiostore.errors import InvalidEvent
+from aiostore.errors import IdempotencyConflict, InvalidEvent
 from aiostore.events import EVENT_OVERHEAD_BYTES, NO_METADATA, STREAM_EXISTS, Event, EventLike, NewEvent, StreamState
 from aiostore.limits import (
     EVENT_TYPE_BYTES_MAX,
@@ -68,6 +68,17 @@ class Append(NamedTuple):
             return None
         scope = next((part for part in self.parts if part.drafts), self.parts[0])
         return scope.stream_id, self.idempotency_key
+
+    def repeated(self, stored: Sequence[Event]) -> Sequence[Event] | IdempotencyConflict:
+        """What it comes to where its key stands with these events already: they, if they are what it would store."""
+        asked = [(part.stream_id, draft) for part in self.parts for draft in part.drafts]
+        same = len(asked) == len(stored) and all(
+            stream_id == event.stream_id and draft.became(event)
+            for (stream_id, draft), event in zip(asked, stored, strict=True)
+        )
+        scope = self.key_scope
+        assert scope is not None, "what is repeated has a key"
+        return stored if same else IdempotencyConflict(*scope, stored[0].event_id)
 
 
 def check_name(value: object, where: str, bytes_max: int) -> str:

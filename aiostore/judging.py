@@ -8,7 +8,7 @@ from itertools import chain
 
 from aiostore.drafts import Append, StreamDrafts
 from aiostore.engine import Commit, Facts, Outcome, Question
-from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, EventStoreError, IdempotencyConflict
+from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, EventStoreError
 from aiostore.events import Event, version_matches
 from aiostore.query import AppendCondition, Query
 from aiostore.ring import Ring
@@ -34,16 +34,6 @@ def suffices(facts: Facts, append: Append, ring: Ring) -> bool:
         if ring.version(part.stream_id) is None:
             return False
     return True
-
-
-def duplicate_of(append: Append, scope: tuple[str, str], stored: Sequence[Event]) -> Outcome:
-    """What an append comes to whose key stands with these events already: they, if it is the same append."""
-    asked = [(part.stream_id, draft) for part in append.parts for draft in part.drafts]
-    same = len(asked) == len(stored) and all(
-        stream_id == event.stream_id and draft.became(event)
-        for (stream_id, draft), event in zip(asked, stored, strict=True)
-    )
-    return stored if same else IdempotencyConflict(*scope, stored[0].event_id)
 
 
 class Independents:
@@ -118,7 +108,7 @@ class _Court:
         stored = self._keys.get(scope) or self._ring.stored(scope) or facts.stored
         if not stored:
             return None
-        return duplicate_of(append, scope, stored)
+        return append.repeated(stored)
 
     def _refusal(self, append: Append, facts: Facts) -> EventStoreError | None:
         for part in append.parts:

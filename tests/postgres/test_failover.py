@@ -18,12 +18,6 @@ from tests.scheduler import running
 
 ROUNDS = 3 * BUDGET
 
-TAKE_OVER_REFUSED = pytest.mark.xfail(
-    strict=True,
-    reason="Writer.store takes the server's refusal of a take-over (57014) for one of the append, and claims that "
-    "nothing was stored",
-)
-
 
 @pytest.fixture
 def doomed_pair() -> Iterator[Pair]:
@@ -141,7 +135,7 @@ async def until_equal(store: EventStore, events: Sequence[Event]) -> None:
     "times",
     [
         {"command_timeout": 0.5, "retry_timeout": 0.3},
-        pytest.param({"command_timeout": 0.3, "retry_timeout": 2.0}, marks=TAKE_OVER_REFUSED),
+        {"command_timeout": 0.3, "retry_timeout": 2.0},
     ],
     ids=["the client gives up waiting", "the server gives up the take-over"],
 )

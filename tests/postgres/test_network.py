@@ -28,14 +28,6 @@ STUBBORN: dict[str, Any] = {"retry_timeout": 90.0, "connect_timeout": 1.0, "comm
 
 CONNECTIONS_MAX = 30
 
-QUEUE_FOR_THE_POOL = pytest.mark.xfail(
-    strict=True, reason="Pool._run waits for a free slot without a bound: each in the queue adds its own timeouts"
-)
-REFUSED_CONNECTION = pytest.mark.xfail(
-    strict=True,
-    reason="Writer.store takes the refusal of a new connection (53300) for one of the append that was under way",
-)
-
 
 @pytest.fixture
 def dice() -> random.Random:
@@ -266,7 +258,6 @@ async def test_many_reads_share_a_small_pool(proxy: Proxy) -> None:
         assert all(one == events for one in found)
 
 
-@QUEUE_FOR_THE_POOL
 async def test_a_full_pool_in_a_black_hole_is_an_error_in_bounded_time(proxy: Proxy) -> None:
     async with EventStore(proxy.url, pool_size=1, **HASTY) as store:
         await store.append("s", "E", {"n": 1})
@@ -311,7 +302,6 @@ async def test_a_full_server_is_an_error_in_bounded_time_until_there_is_room(sma
         assert [event.data["n"] for event in await store.read_all().to_list()] == [1, 2, 4]
 
 
-@REFUSED_CONNECTION
 async def test_an_append_whose_answer_is_lost_is_stored_once_where_the_server_is_full(
     small_server: Server, dice: random.Random
 ) -> None:

@@ -226,7 +226,8 @@ class Pool:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._connector.times.retry
         tries = 0
-        async with self._slots:
+        await self._wait_for_slot(until)
+        try:
             while True:
                 session = None
                 try:
@@ -240,6 +241,17 @@ class Pool:
                         raise mapped(error, self._connector.location.shown) from error
                     tries += 1
                 await asyncio.sleep(pause)
+        finally:
+            self._slots.release()
+
+    async def _wait_for_slot(self, until: float) -> None:
+        """Those before may wait for a server that does not answer: each would add its own time to ours."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            seconds, location = self._connector.times.retry, self._connector.location.shown
+            raise EngineUnavailable(f"{location}: no connection for reading was free for {seconds:g} s") from error
 
     async def _try(self, session: Session, work: Callable[[Session], Awaitable[T]]) -> T:
         try:

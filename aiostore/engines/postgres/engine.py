@@ -24,7 +24,7 @@ from aiostore.engine import (
 )
 from aiostore.engines.postgres.connections import Connector, Pool, Session, Times
 from aiostore.engines.postgres.failures import mapped
-from aiostore.engines.postgres.groups import Group, duplicate_outcome, storable
+from aiostore.engines.postgres.groups import Group, storable
 from aiostore.engines.postgres.location import parse_location
 from aiostore.engines.postgres.pages import PageReader
 from aiostore.engines.postgres.rows import COLUMNS, commits_of, events_of, timestamp_text
@@ -207,7 +207,7 @@ class PostgresEngine(Engine):
 
     async def _duplicate(self, proposal: Proposal, first: int) -> Outcome:
         try:
-            return duplicate_outcome(proposal.append, await self._stored(first))
+            return proposal.append.repeated(await self._stored(first))
         except EventStoreError as error:
             return error  # the others of the group are stored: they must hear so
 

@@ -13,7 +13,7 @@ from aiostore.drafts import Append
 from aiostore.engine import Commit, Outcome, Proposal
 from aiostore.engines.postgres.functions import CONFLICT, DUPLICATE, MATCHED, SEPARATOR
 from aiostore.engines.postgres.rows import timestamp_text
-from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, IdempotencyConflict
+from aiostore.errors import AppendConditionFailed, ConcurrencyConflict
 from aiostore.events import Event
 from aiostore.query import Query
 
@@ -208,18 +208,6 @@ def _placed(append: Append, event_id: int, timestamp: str, versions: dict[str, i
             )
         versions[stream_id] = version
     return events
-
-
-def duplicate_outcome(append: Append, stored: Sequence[Event]) -> Outcome:
-    """What an append comes to whose key stands with stored events: these, if they are what it would have stored."""
-    asked = [(part.stream_id, draft) for part in append.parts for draft in part.drafts]
-    same = len(asked) == len(stored) and all(
-        stream_id == event.stream_id and draft.became(event)
-        for (stream_id, draft), event in zip(asked, stored, strict=True)
-    )
-    scope = append.key_scope
-    assert scope is not None, "a duplicate has a key"
-    return stored if same else IdempotencyConflict(*scope, stored[0].event_id)
 
 
 def _encoded_items(query: Query) -> str:

@@ -32,6 +32,7 @@ class Writer:
         self._number = 0
         self._session: Session | None = None
         self.begun = False
+        self._asked = False  # whether the last try got as far as to send the group
         parameters = ", ".join(f"${n}" for n in range(1, ARGUMENTS_COUNT + 1))
         self._append = (
             f"SELECT previous, ts, refused, verdicts, details, versions FROM {schema}.append_group({parameters})"
@@ -62,9 +63,10 @@ class Writer:
             try:
                 return await self._try(group, None if until is None else until - loop.time())
             except Exception as error:
-                if is_refusal(error):
+                if self._asked and is_refusal(error):
                     self.begun = False
-                if not is_lost(error):
+                # What refuses a new connection says nothing of the group that was sent over the one before.
+                if not is_lost(error) and (self._asked or not self.begun):
                     raise mapped(error, location) from error
                 self._drop()
                 now = loop.time()
@@ -86,6 +88,7 @@ class Writer:
             await asyncio.sleep(pause)
 
     async def _try(self, group: Group, seconds: float | None) -> Answer:
+        self._asked = False
         session = self._session
         if session is None or session.is_closed():
             session, earlier, answer = await self._connect(seconds)
@@ -94,7 +97,7 @@ class Writer:
                 return answer
             self.begun = False  # it was not stored, and from now on it is refused
         session.warned = ""
-        self.begun = True
+        self.begun = self._asked = True
         (row,) = await session.ask(self._append, self._id, self._token, self._number, *group.arguments)
         if session.warned:
             # The server gave up waiting for its standby: what is stored might be lost with this server.
