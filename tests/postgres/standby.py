@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -94,8 +95,17 @@ class Pair:
         return f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
 
     async def fail_over(self) -> None:
-        """Kill the primary, and make the standby one."""
-        await asyncio.to_thread(kill_all, self.primary)
+        """Kill the primary while it has appends that the standby has not, and make the standby one."""
+        (receiver,) = await _column(self.standby, "SELECT pid FROM pg_stat_wal_receiver")
+        os.kill(receiver, signal.SIGSTOP)
+        try:
+            deadline = time.monotonic() + GONE_SECONDS_MAX
+            while not await _column(self.primary, "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"):
+                assert time.monotonic() < deadline, "no append waits for the standby"
+            await asyncio.to_thread(kill_all, self.primary)
+        finally:
+            os.kill(receiver, signal.SIGTERM)  # before it reads on
+            os.kill(receiver, signal.SIGCONT)
         await promote(self.standby)
 
     def stop(self) -> None:
@@ -106,8 +116,12 @@ class Pair:
 
 async def promote(standby: Server) -> None:
     """Make a standby take writes; returns when it does."""
-    connection = await asyncpg.connect(standby.url)
+    assert await _column(standby, "SELECT pg_promote(true)") == [True]
+
+
+async def _column(server: Server, sql: str) -> list[Any]:
+    connection = await asyncpg.connect(server.url)
     try:
-        assert await connection.fetchval("SELECT pg_promote(true)")
+        return [row[0] for row in await connection.fetch(sql)]
     finally:
         await connection.close()
