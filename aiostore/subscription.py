@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
@@ -12,7 +13,7 @@ from typing import Self
 from anyio.abc import AsyncResource
 
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
-from aiostore.errors import SlowSubscriber, StoreClosed
+from aiostore.errors import EngineUnavailable, SlowSubscriber, StoreClosed
 from aiostore.events import END, Event, Position, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
@@ -20,6 +21,11 @@ from aiostore.reader import Batches
 
 RING_STEP_EVENTS = 1000
 """So many events of the ring are looked at in one go."""
+
+RETRY_S = 0.2
+"""So long after a server was unavailable, history is asked for again."""
+
+logger = logging.getLogger("aiostore")
 
 OnLive = Callable[["Subscription"], Awaitable[None] | None]
 
@@ -247,6 +253,13 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             if self._closed:  # before the store was: that ends it quietly
                 return
             raise
+        except EngineUnavailable as error:
+            if not self._engine.shared:
+                raise
+            # A live one outlives the outage of a server, too.
+            logger.warning("a subscription at event %d cannot read on now, it is tried again: %s", inbox.held, error)
+            await asyncio.sleep(RETRY_S)
+            return
         if not (self._closed or self._fanout.closed):
             inbox.fill(page.events, selection.up_to if page.cursor is None else page.cursor, shared=False)
 

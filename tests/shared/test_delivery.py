@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aiostore import END, ConcurrencyConflict, Event, EventStore, Limits, LiveProjection
+from aiostore import END, ConcurrencyConflict, EngineUnavailable, Event, EventStore, Limits, LiveProjection
 from tests.scheduler import take, until
 from tests.scheduler.loop import Order, SeededLoop
 from tests.shared.database import Database, SharedEngine, ids_of
@@ -86,6 +86,27 @@ async def test_others_are_not_published_beyond_a_full_backlog(database: Database
         gate.set()
         await until(lambda: here._fanout.head == 50)
         assert listener.error is None
+
+
+async def test_a_subscription_in_its_history_outlives_an_outage(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = SharedEngine(database)
+    async with EventStore(engine, limits=Limits(ring_bytes_max=1)) as store:
+        await store.append_batch("s", [("E", {})] * 3)
+        await store.append("s", "E", {})
+        outages = iter([True, True, False])
+        read = engine.read
+
+        async def sometimes(*arguments: Any) -> Any:
+            if next(outages, False):
+                raise EngineUnavailable("away")
+            return await read(*arguments)
+
+        monkeypatch.setattr(engine, "read", sometimes)
+        async with store.subscribe() as events:
+            assert await take(events, 4) == [1, 2, 3, 4]
+        assert caplog.text.count("cannot read on now") == 2
 
 
 @pytest.mark.parametrize("chunk", range(5))
