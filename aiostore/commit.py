@@ -268,7 +268,10 @@ class Committer:
 
         def answer() -> None:
             for staged, outcome in zip(group, committed.outcomes, strict=True):
-                self._answer(staged, outcome)
+                if self._failure is not None:  # it could not be shown
+                    staged.fail(self._failure)
+                else:
+                    self._answer(staged, outcome)
 
         tailer.take(committed, answer)
 

@@ -191,7 +191,7 @@ class Engine(ABC):
         raise NotImplementedError
 
     async def commits_after(self, after: int) -> Sequence[Commit]:
-        """The next whole commits above event ``after``, in order, of a bounded number of bytes; empty if there are none
+        """The next whole commits above event ``after``, in order, of a bounded number of bytes; empty at the head.
 
         A commit of others may be cut where it is larger than that bound. Raises `EngineUnavailable`, `StoreClosed`.
         """
