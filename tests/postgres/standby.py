@@ -76,12 +76,11 @@ class Pair:
 
     def mend(self) -> None:
         """Start the standby if it is not there, and wait until the primary waits for it."""
-        assert self.standby.process is not None
-        if self.standby.process.poll() is not None:
-            self.standby.start()
         sql = "SELECT sync_state, current_setting('synchronous_standby_names') FROM pg_stat_replication"
         deadline = time.monotonic() + GONE_SECONDS_MAX
         while self._ask(sql) != "sync|*":
+            if self.standby.process is None or self.standby.process.poll() is not None:
+                self.standby.start()  # one that was killed may take a moment to end
             assert time.monotonic() < deadline, f"the standby does not follow: {self.primary.log[-2000:]}"
             time.sleep(0.02)
 
