@@ -23,7 +23,7 @@ from aiostore.engine import (
     State,
 )
 from aiostore.engines.memory import MemoryEngine
-from aiostore.events import Event, copies
+from aiostore.events import copies
 from aiostore.judging import judge
 from aiostore.ring import Ring
 from tests.scheduler.engines import whole
@@ -159,8 +159,3 @@ class SharedEngine(Engine):
     async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
         await self._dawdle()
         return await self._database.memory.save_state(key, position, value, expected_revision=expected_revision)
-
-
-def ids_of(events: Sequence[Event]) -> list[int]:
-    """The event_ids, in order."""
-    return [event.event_id for event in events]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiostore import AppendCondition, Event, EventStore, EventStoreError, Limits, LiveProjection, Query
-from tests.shared.database import Database, SharedEngine, ids_of
+from tests.conformance import ids
+from tests.shared.database import Database, SharedEngine
 
 STORES = 3
 CALM_S = 60.0
@@ -30,7 +31,7 @@ class Witness:
         store.on_commit(self._hear)
 
     async def _hear(self, events: list[Event]) -> None:
-        self.heard += ids_of(events)
+        self.heard += ids(events)
         if self._chance.random() < 0.1:
             await asyncio.sleep(0)
 
@@ -99,7 +100,7 @@ async def rage(chance: random.Random) -> None:
 
     log = [event for commit in database.commits for event in commit.events]
     everything = list(range(1, database.head + 1))
-    assert ids_of(log) == everything
+    assert ids(log) == everything
     assert all(log[event.event_id - 1] == event for event in acknowledged)
     while not all(witness.has_all(database.head) for witness in witnesses):
         await asyncio.sleep(0.01)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from aiostore import END, ConcurrencyConflict, EngineUnavailable, Event, EventStore, Limits, LiveProjection
+from tests.conformance import ids
 from tests.scheduler import take, until
 from tests.scheduler.loop import Order, SeededLoop
-from tests.shared.database import Database, SharedEngine, ids_of
+from tests.shared.database import Database, SharedEngine
 from tests.shared.storm import rage
 
 SEEDS = 1000 if os.environ.get("CI") == "true" else 100
@@ -29,7 +30,7 @@ async def test_what_another_store_appends_is_followed(database: Database) -> Non
         heard: list[list[int]] = []
 
         async def hear(events: list[Event]) -> None:
-            heard.append(ids_of(events))
+            heard.append(ids(events))
 
         here.on_commit(hear)
         async with here.subscribe() as events, here.subscribe(after=END) as live:
