@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
-from aiostore.engines.postings import Postings
+from aiostore.engines.postings import Postings, bounds, candidates, stream_places
 from aiostore.errors import StateConflict
 from aiostore.events import Event, copies, copy_event
 
@@ -19,6 +21,7 @@ class MemoryEngine(Engine):
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._postings = Postings()
+        self._keys: dict[tuple[str, str], Sequence[Event]] = {}
         self._states: dict[str, State] = {}
 
     @property
@@ -31,23 +34,23 @@ class MemoryEngine(Engine):
     async def aclose(self) -> None:
         self._events = []
         self._postings = Postings()
+        self._keys = {}
         self._states = {}
 
     async def commit(self, plan: Plan) -> None:
         for commit in plan.commits:
             assert commit.events[0].event_id == len(self._events) + 1, "positions are dense"
             self._events.extend(commit.events)
-        self._postings.add_commits(plan.commits)
+            self._postings.add_all(commit.events)
+            if commit.idempotency_key is not None:
+                self._keys[commit.events[0].stream_id, commit.idempotency_key] = commit.events
 
     async def facts(self, question: Question) -> Facts:
         head = len(self._events)
-        versions = {stream_id: self._postings.version(stream_id) for stream_id in question.streams}
+        versions = {stream_id: self._postings.count(stream_id) for stream_id in question.streams}
         stored = match = None
-        if question.idempotency_key is not None:
-            place = self._postings.commit(*question.idempotency_key)
-            if place is not None:
-                first, count = place
-                stored = copies(self._events[first - 1 : first - 1 + count])
+        if question.idempotency_key is not None and question.idempotency_key in self._keys:
+            stored = copies(self._keys[question.idempotency_key])
         if question.condition is not None:
             match = await self.first_match(question.condition, head)
         return Facts(head, versions, stored, match)
@@ -55,7 +58,7 @@ class MemoryEngine(Engine):
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
         query = selection.query
         found: list[Event] = []
-        for examined, event_id in enumerate(self._postings.candidates(selection, cursor)):
+        for examined, event_id in enumerate(self._ids(selection, cursor)):
             if len(found) == max_events or examined == EXAMINED_MAX:
                 return Page(found, cursor)
             event = self._events[event_id - 1]
@@ -63,6 +66,13 @@ class MemoryEngine(Engine):
                 found.append(copy_event(event))
             cursor = event_id
         return Page(found, None)
+
+    def _ids(self, selection: Selection, cursor: int | None) -> Iterable[int]:
+        if selection.stream_id is None:
+            low, high = bounds(selection, cursor)
+            return candidates([self._postings], selection.query, low, high, backwards=selection.backwards)
+        places = stream_places([self._postings], selection.stream_id, selection, cursor)
+        return places.walk(selection.backwards)
 
     async def load_state(self, key: str) -> State | None:
         return self._states.get(key)

@@ -12,6 +12,7 @@ from aiostore.engine import Commit, Engine, Head, Plan, Selection
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.file.index import Index
+from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.opening import Options, Writer, open_to_write
 from aiostore.engines.file.pages import PageReader
 from aiostore.engines.file.segment import SegmentFiles
@@ -121,7 +122,7 @@ def read_now(disk: Disk, index: Index, **bounds: Any) -> tuple[list[Event], Stor
     files = SegmentFiles(disk, cast("Executor", None))
     for segment in index.segments:  # a read in the loop needs the file to be open
         files._give_back(files._open(segment))
-    reader = PageReader(index, files)
+    reader = PageReader(index, files, Lookups(cast("Executor", None)))
     selection = Selection(**{"up_to": index.head.event_id, **bounds})
     found: list[Event] = []
     cursor = None

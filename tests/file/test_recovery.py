@@ -14,6 +14,7 @@ from aiostore.engine import Commit, Head, Plan
 from aiostore.engines.file import format as fmt
 from aiostore.engines.file import scan
 from aiostore.engines.file.opening import open_to_read
+from aiostore.engines.postings import KEY, Term, key_text
 from aiostore.errors import EngineUnavailable, EngineUnsupported, EventStoreError, StoreCorrupt
 from aiostore.events import Event
 from tests.file.disks import CHANGES, Inode, MemoryDisk, WatchedDisk, left_after_power_loss
@@ -186,8 +187,9 @@ async def test_it_is_all_the_same_where_a_chunk_of_the_scan_ends(
     monkeypatch.setattr(scan, "CHUNK_BYTES", chunk_bytes)
     assert recovered(story, story.disk, at_least=len(story.events)) == len(story.events)
     writer = opened_to_write(story.disk)
-    keys = [writer.index.postings.commit("three", f"key-{n}") for n in range(4)]
-    assert keys == [(2, 3), (10, 3), (18, 3), (26, 3)]
+    newest = writer.index.newest
+    keys = [Term(KEY, key_text("three", f"key-{n}")) for n in range(4)]
+    assert [list(newest.ids(key, newest.places(key, 1, 100))) for key in keys] == [[2], [10], [18], [26]]
     writer.close()
 
 
@@ -363,7 +365,7 @@ async def test_a_version_that_is_left_out_is_reported_by_a_read_of_the_stream() 
     found, error = read_now(disk, index, stream_id="s")
     assert found == moved[:1]
     assert error is not None
-    assert "version 3 stands where 's' version 2 must" in str(error)
+    assert "version 3 of stream 's' stands where version 2 must" in str(error)
     assert read_now(disk, index, stream_id="s", from_version=3) == (moved[2:], None)
     assert read_now(disk, index, stream_id="s", from_version=2)[1] is not None
     assert read_now(disk, index)[0] == moved

@@ -31,6 +31,10 @@ _DARWIN: Final = sys.platform == "darwin"
 _FULL_SYNC: Final = 51  # fcntl.F_FULLFSYNC of macOS
 
 
+class WouldBlock(Exception):
+    """What was asked for in the event loop is not in memory: it must be asked for on a thread."""
+
+
 class Disk:
     """The operating system's files. Every call blocks; a file is its descriptor; errors are `OSError`."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 from aiostore.engine import PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
 from aiostore.engines.file.disk import Disk, DiskThread, deliver_later, until_done
 from aiostore.engines.file.index import Index
+from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.opening import Options, Writer, check_place, open_to_read, open_to_write
 from aiostore.engines.file.pages import PageReader
 from aiostore.engines.file.segment import SegmentFiles
@@ -39,6 +40,7 @@ class _Opened:
     readers: ThreadPoolExecutor
     files: SegmentFiles
     index: Index
+    lookups: Lookups
     pages: PageReader
     state: StateFile
     state_thread: ThreadPoolExecutor
@@ -117,9 +119,12 @@ class FileEngine(Engine):
         index = opened.index if isinstance(opened, Writer) else opened
         readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="aiostore-read")
         files = SegmentFiles(self._disk, readers)
+        lookups = Lookups(readers)
         state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
         state = StateFile(self._disk, self._disk.absolute(self._path), read_only=self._read_only)
-        self._opened = _Opened(thread, readers, files, index, PageReader(index, files), state, state_thread)
+        self._opened = _Opened(
+            thread, readers, files, index, lookups, PageReader(index, files, lookups), state, state_thread
+        )
         return index.head
 
     def _open(self, going_on: Callable[[], None]) -> Writer | Index:
@@ -138,6 +143,7 @@ class FileEngine(Engine):
         if self._closing is None:
             if self._writer is not None:
                 self._writer.log.stop()
+            self._opened.lookups.refuse()
             self._opened.files.refuse()
             self._closing = self._opened.thread.submit_aside(self._close, self._opened)
             self._opened.thread.shutdown(wait=False)
@@ -175,15 +181,14 @@ class FileEngine(Engine):
         return self._writer
 
     async def facts(self, question: Question) -> Facts:
-        index = self._held().index
-        head = index.head.event_id
-        versions = {stream_id: index.postings.version(stream_id) for stream_id in question.streams}
-        place = index.postings.commit(*question.idempotency_key) if question.idempotency_key is not None else None
-        stored = None
-        if place is not None:
-            first, count = place
-            stored = await self._all(Selection(up_to=first + count - 1, after=first - 1))
-        match = None
+        opened = self._held()
+        pages, head = opened.pages, opened.index.head.event_id
+        versions = {stream_id: await pages.version(stream_id, head) for stream_id in question.streams}
+        stored = match = None
+        if question.idempotency_key is not None:
+            ids = await pages.stored(*question.idempotency_key, head)
+            if ids is not None:
+                stored = await self._all(Selection(up_to=ids[-1], after=ids[0] - 1))
         if question.condition is not None:
             match = await self.first_match(question.condition, head)
         return Facts(head, versions, stored, match)
@@ -219,7 +224,10 @@ class FileEngine(Engine):
 
     async def _crc(self, position: int) -> str | None:
         """The checksum of the line at the position, "" at 0; None where there is no whole line."""
-        return await self._held().pages.crc(position) if position else ""
+        if not position:
+            return ""
+        line = await self._held().pages.line(position)
+        return line.crc if line else None
 
     async def _in_state_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         call = functools.partial(function, *args, **kwargs)

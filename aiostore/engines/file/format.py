@@ -185,9 +185,14 @@ def checksum_holds(line: bytes, seed: int) -> bool:
     return line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc32(line[:-CRC_BYTES], seed)
 
 
-def checksum_of(line: bytes) -> str:
-    """The checksum that a line, without its newline, ends in."""
-    return line[-10:-2].decode()
+def decode_checked_line(line: bytes, seed: int) -> Line:
+    """The line of these bytes, without its newline, or `Damaged`."""
+    if not checksum_holds(line, seed):
+        raise Damaged("the checksum does not hold")
+    try:
+        return decode_line(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
 
 
 def decode_events(data: bytes, seed: int, first_event_id: int, count: int) -> list[Event]:

@@ -1,15 +1,24 @@
-"""What is stored, and where: the segments in order, the postings of their events, and what is known to be damaged."""
+"""What is stored, and where: the segments in order, what finds their events, and what is known to be damaged."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from aiostore.engine import FIRST_TIMESTAMP, Commit, Head
-from aiostore.engines.file.segment import Segment
-from aiostore.engines.postings import Postings
+from aiostore.engines.file.recent import Recent
+from aiostore.engines.file.segment import Places, Segment
+from aiostore.engines.postings import Postings, Source
 from aiostore.errors import StoreCorrupt
+from aiostore.limits import MIB
+
+PART_BYTES_MIN = MIB
+"""Segments are indexed together until they have so many bytes; by default, each has more."""
+
+
+VERSIONS_MAX = 32_768
+"""So many streams' versions are remembered, at least, where there are so many streams."""
 
 
 class Damage(NamedTuple):
@@ -27,20 +36,81 @@ class Damage(NamedTuple):
         return StoreCorrupt(self.path, self.offset, self.reason, self.first, self.last if known else 0)
 
 
-class Index:
-    """Everything up to ``head``, the last event that questions and reads may see."""
+class Part(Postings):
+    """Neighbouring segments whose index is in memory."""
 
-    def __init__(self) -> None:
-        self.postings = Postings()
+    def __init__(self, first_event_id: int) -> None:
+        super().__init__(first_event_id)
         self.segments: list[Segment] = []
-        self._firsts: list[int] = []
+
+
+class SealedIndex(Source, Places, Protocol):
+    """An index of neighbouring sealed segments that is not in memory."""
+
+
+class Index:
+    """Everything up to ``head``, the last event that questions and reads may see.
+
+    Read on threads as well: what changes is exchanged as a whole, or only grows behind the head.
+    """
+
+    def __init__(self, part_bytes_min: int = PART_BYTES_MIN) -> None:
+        self.segments: list[Segment] = []
+        self.sources: Sequence[Part | SealedIndex] = ()
+        """What finds the events, in their order; the last is the part with the segment that is written."""
         self.damages: list[Damage] = []
         self.head = Head(0, FIRST_TIMESTAMP)
+        self.versions: Recent[str, int] = Recent(VERSIONS_MAX)
+        """Those of some streams, as of the head."""
+        self._firsts: list[int] = []
+        self._part_bytes_min = part_bytes_min
 
-    def add_segment(self, segment: Segment) -> None:
-        """Take in the next segment."""
+    @property
+    def newest(self) -> Part:
+        """The part with the last segment."""
+        part = self.sources[-1]
+        assert isinstance(part, Part), "the last segment is not sealed"
+        return part
+
+    def add_segment(self, segment: Segment) -> Part | None:
+        """Take in the next segment. Returns the part before it where that is complete: nothing is added to it."""
+        self._add(segment)
+        complete = None
+        if self.sources and isinstance(self.sources[-1], Part):
+            part = self.sources[-1]
+            if sum(sealed.end for sealed in part.segments) < self._part_bytes_min:
+                part.segments.append(segment)
+                return None
+            complete = part
+        new = Part(segment.first_event_id)
+        new.segments.append(segment)
+        self.sources = (*self.sources, new)
+        return complete
+
+    def add_sealed(self, segments: Sequence[Segment], source: SealedIndex) -> None:
+        """Take in the next segments, which are sealed, with their index."""
+        for segment in segments:
+            self._add(segment)
+            segment.places = source
+        self.sources = (*self.sources, source)
+
+    def _add(self, segment: Segment) -> None:
         self.segments.append(segment)
         self._firsts.append(segment.first_event_id)
+
+    def segments_of(self, source: Source) -> Sequence[Segment]:
+        """The segments with the events of a source."""
+        first = bisect_right(self._firsts, source.first_event_id) - 1
+        return self.segments[first : bisect_right(self._firsts, source.last_event_id)]
+
+    def exchange(self, old: Sequence[Part | SealedIndex], new: Sequence[Part | SealedIndex]) -> None:
+        """Put sources in the place of neighbouring ones for the same events."""
+        for source in new:
+            for segment in self.segments_of(source):
+                segment.places = source if not isinstance(source, Part) else segment.places
+        place = self.sources.index(old[0])
+        assert list(self.sources[place : place + len(old)]) == list(old), "they are neighbours"
+        self.sources = (*self.sources[:place], *new, *self.sources[place + len(old) :])
 
     def segment_of(self, event_id: int) -> Segment:
         """The segment that the event is in."""
@@ -48,7 +118,11 @@ class Index:
 
     def add_commits(self, commits: Sequence[Commit], starts: list[int], size: int) -> None:
         """Take in a group that was written at the end of the last segment."""
-        self.postings.add_commits(commits)
+        self.newest.add_commits(commits)
         self.segments[-1].extend(starts, size)
+        versions = self.versions.room()
+        for commit in commits:
+            for event in commit.events:
+                versions[event.stream_id] = event.version
         last = commits[-1].events[-1]
         self.head = Head(last.event_id, last._timestamp)

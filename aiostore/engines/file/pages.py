@@ -1,49 +1,56 @@
-"""Pages: the events of a selection, read from the segments in few pieces, each line checked."""
+"""Pages: the events of a selection, found by the index and read from the segments in few pieces, each line checked."""
 
 from __future__ import annotations
 
 import errno
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 from aiostore.engine import Page, Selection
-from aiostore.engines.file.format import Damaged, checksum_holds, checksum_of, decode_events
-from aiostore.engines.file.index import Damage, Index
-from aiostore.engines.file.segment import Segment, SegmentFiles
-from aiostore.engines.postings import bounds
+from aiostore.engines.file.format import Damaged, Line, decode_checked_line, decode_events
+from aiostore.engines.file.gaps import Gaps
+from aiostore.engines.file.index import Index
+from aiostore.engines.file.lookups import Lookups
+from aiostore.engines.file.pieces import Piece, Run, runs_down, runs_up, scattered
+from aiostore.engines.file.segment import SegmentFiles
+from aiostore.engines.postings import (
+    KEY,
+    STREAM,
+    StreamPlaces,
+    Term,
+    bounds,
+    candidates,
+    key_text,
+    posted,
+    stream_places,
+)
 from aiostore.errors import EngineUnavailable, StoreCorrupt
 from aiostore.events import Event
 from aiostore.query import Query
-
-PAGE_BYTES = 256 * 1024
-"""A page reads about so many bytes; a single larger event comes alone."""
-
-GAP_BYTES = 4096
-"""Lines so near to each other are read as one piece."""
 
 EXAMINED_MIN = 32
 EXAMINED_MAX = 2000
 """So many candidates of a query are looked at for one page, at least and at most."""
 
 
-class _Piece(NamedTuple):
-    """Neighbouring lines to be read at once; ``ids`` are those that are wanted."""
+class _StreamPage(NamedTuple):
+    """Where a page of a stream is."""
 
-    segment: Segment
-    start: int
-    end: int
-    ids: Sequence[int]
+    found: StreamPlaces
+    asked: range
+    """The places that are asked for, in the order of the selection."""
+    pieces: list[Piece]
 
 
 class PageReader:
     """Reads what the index knows; any number of reads at a time."""
 
-    def __init__(self, index: Index, files: SegmentFiles) -> None:
+    def __init__(self, index: Index, files: SegmentFiles, lookups: Lookups) -> None:
         self._index = index
         self._files = files
+        self._ask = lookups.ask
 
     async def read(self, selection: Selection, cursor: int | None, max_events: int) -> Page:
         """See `Engine.read`."""
@@ -56,36 +63,75 @@ class PageReader:
             return await self._up_to_damage(selection, cursor, max_events)
         return await self._undamaged(selection, cursor, max_events)
 
-    async def crc(self, event_id: int) -> str | None:
-        """The checksum that stands in the event's line; None where there is no such event, or its line is damaged."""
+    # --- single lines ---
+
+    async def line(self, event_id: int) -> Line | None:
+        """The event's line; None where there is no such event, or its line is damaged."""
         lost = any(damage.first <= event_id <= damage.last for damage in self._index.damages)
         if lost or not 1 <= event_id <= self._index.head.event_id:
             return None
-        segment = self._index.segment_of(event_id)
-        start, end = segment.span(event_id, event_id)
+        (piece,) = await self._ask(scattered, self._index, (event_id,))
+        (data,) = await self._files.read_all([piece])
+        if isinstance(data, OSError):
+            raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {data}") from data
         try:
-            line = (await self._files.read(segment, start, end - start)).rstrip(b"\n")
-        except OSError as error:
-            raise EngineUnavailable(f"{segment.path} cannot be read now: {error}") from error
-        return checksum_of(line) if checksum_holds(line, segment.seed) else None
+            return decode_checked_line(data.strip(b"\n"), piece.segment.seed)
+        except Damaged:
+            return None
+
+    async def version(self, stream_id: str, head: int) -> int:
+        """The version of the stream as of the head, or of a later one if it is remembered."""
+        version = self._index.versions.get(stream_id)
+        if version is not None:
+            return version
+        now = self._index.head.event_id
+        term = Term(STREAM, stream_id)
+        version = 0
+        while not version and (ids := await self._ask(self._newest, term, head)):
+            event = (await self._events(await self._ask(scattered, self._index, ids), backwards=True))[0]
+            version = event.version if event.stream_id == stream_id else 0
+            head = event.event_id - 1
+        if version and now == self._index.head.event_id:
+            self._index.versions.room()[stream_id] = version
+        return version
+
+    def _newest(self, term: Term, high: int) -> Sequence[int]:
+        for source in reversed(self._index.sources):
+            places = source.places(term, source.first_event_id, high)
+            if places:
+                return source.ids(term, places[-1:])
+        return ()
+
+    async def stored(self, stream_id: str, key: str, head: int) -> range | None:
+        """The events of the commit that the key stands with, None if there is none."""
+        term = Term(KEY, key_text(stream_id, key))
+        while ids := await self._ask(self._newest, term, head):
+            line = await self.line(ids[0])
+            if line is None:
+                raise StoreCorrupt(self._index.segment_of(ids[0]).path, 0, "a line is damaged", ids[0], ids[0])
+            if line.stream_id == stream_id and line.key == key:
+                return range(line.event_id, line.event_id + line.more + 1)
+            head = ids[0] - 1
+        return None
+
+    # --- pages ---
 
     async def _undamaged(self, selection: Selection, cursor: int | None, max_events: int) -> Page:
         if selection.query and selection.query.items:
             return await self._query(selection, selection.query, cursor, max_events)
         first, last = bounds(selection, cursor)
         if selection.backwards:
-            near, far = last, max(first, last - max_events + 1)
-            events = await self._events(self._runs_down(far, near), backwards=True)
+            pieces = await self._ask(runs_down, self._index, max(first, last - max_events + 1), last)
         else:
-            near, far = first, min(last, first + max_events - 1)
-            events = await self._events(self._runs_up(near, far), backwards=False)
+            pieces = await self._ask(runs_up, self._index, first, min(last, first + max_events - 1))
+        events = await self._events(pieces, selection.backwards)
         end = first if selection.backwards else last
         return Page(events, None if not events or events[-1].event_id == end else events[-1].event_id)
 
     async def _query(self, selection: Selection, query: Query, cursor: int | None, max_events: int) -> Page:
         count = min(max(max_events, EXAMINED_MIN), EXAMINED_MAX)
-        ids = list(islice(self._index.postings.candidates(selection, cursor), count))
-        examined = await self._events(self._scattered(ids), selection.backwards)
+        ids, pieces = await self._ask(self._find_candidates, selection, query, cursor, count)
+        examined = await self._events(pieces, selection.backwards)
         found: list[Event] = []
         for event in examined:
             if query.matches(event):
@@ -96,47 +142,85 @@ class PageReader:
             return Page(found, None)
         return Page(found, examined[-1].event_id)
 
+    def _find_candidates(
+        self, selection: Selection, query: Query, cursor: int | None, count: int
+    ) -> tuple[Sequence[int], list[Piece]]:
+        low, high = bounds(selection, cursor)
+        walk = candidates(self._index.sources, query, low, high, backwards=selection.backwards)
+        ids = list(islice(walk, count))
+        return ids, scattered(self._index, ids)
+
     async def _stream(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> Page:
         """A page of a stream; that its versions are dense shows that nothing is missing between its events."""
-        known, places = self._index.postings.places(stream_id, selection, cursor)
-        lost = self._lost_behind(known, selection) if self._index.damages else None
-        if lost is not None and selection.backwards and cursor is None:
-            raise lost.error()
-        asked = places[:max_events]
-        ids = [known[place] for place in asked]
-        examined = await self._events(self._scattered(ids), selection.backwards)
-        for count, (place, event) in enumerate(zip(asked, examined, strict=False)):
+        if self._index.damages:
+            return await self._stream_by_lines(stream_id, selection, cursor, max_events)
+        found, asked, pieces = await self._ask(self._find_stream, stream_id, selection, cursor, max_events)
+        events = await self._events(pieces, selection.backwards)
+        for place, event in zip(asked, events, strict=False):
             if event.version != place + 1 or event.stream_id != stream_id:
-                if count:
-                    return self._page(examined[:count], selection, examined[count - 1].event_id)
-                raise self._wrong_version(stream_id, place + 1, event)
-        if len(examined) < len(places):
-            return self._page(examined, selection, examined[-1].event_id)
-        if lost is not None and not selection.backwards:
-            if not examined:
-                raise lost.error()
-            return self._page(examined, selection, examined[-1].event_id)
-        return self._page(examined, selection, None)
+                return await self._stream_by_lines(stream_id, selection, cursor, max_events)
+        return _page(events, selection, None if len(events) == len(found.selected) else events[-1].event_id)
 
-    def _page(self, events: list[Event], selection: Selection, cursor: int | None) -> Page:
-        query = selection.query
-        return Page([event for event in events if query.matches(event)] if query else events, cursor)
+    def _find_stream(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> _StreamPage:
+        found = stream_places(self._index.sources, stream_id, selection, cursor)
+        asked = (found.selected[::-1] if selection.backwards else found.selected)[:max_events]
+        return _StreamPage(found, asked, scattered(self._index, found.ids(asked)))
 
-    def _wrong_version(self, stream_id: str, version: int, event: Event) -> StoreCorrupt:
-        for damage in self._index.damages:
-            if damage.first < event.event_id:
-                return damage.error()
-        segment = self._index.segment_of(event.event_id)
-        offset, _ = segment.span(event.event_id, event.event_id)
-        found = f"stream {event.stream_id!r} version {event.version} stands where {stream_id!r} version {version} must"
-        return StoreCorrupt(segment.path, offset, found, event.event_id, event.event_id)
+    async def _stream_by_lines(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> Page:
+        """The same where the index cannot tell the versions: events are lost, or others have the same hash."""
+        low, high = bounds(selection, cursor)
+        head, up = self._index.head.event_id, not selection.backwards
+        events, whole = await self._of_stream(stream_id, low, high, not up, max(max_events, EXAMINED_MIN))
+        gaps = Gaps(stream_id, selection, self._index)
+        if up or whole:
+            gaps.below = await self._next_to(stream_id, 1, low - 1, backwards=True)
+        if not up or whole:
+            gaps.above = await self._next_to(stream_id, high + 1, head, backwards=False)
+        page: list[Event] = []
+        for event in events:
+            error = gaps.before(event)
+            if error is not None:
+                if not page:
+                    raise error
+                return _page(page, selection, page[-1].event_id)
+            if gaps.selected(event.version):
+                page.append(event)
+                if len(page) == max_events:
+                    return _page(page, selection, event.event_id)
+        if not whole:
+            return _page(page, selection, events[-1].event_id)
+        error = gaps.at_end()
+        if error is not None and not page:
+            raise error
+        return _page(page, selection, None if error is None else page[-1].event_id)
 
-    def _lost_behind(self, known: Sequence[int], selection: Selection) -> Damage | None:
-        """Damage that may hold more of a stream than is known of it."""
-        if selection.to_version is not None and selection.to_version <= len(known):
-            return None
-        behind = max(known[-1] if known else 0, selection.after)
-        return next((d for d in self._index.damages if d.last > behind and d.first <= selection.up_to), None)
+    async def _of_stream(
+        self, stream_id: str, low: int, high: int, backwards: bool, count: int
+    ) -> tuple[list[Event], bool]:
+        """The stream's events from low to high, or the first of them, and whether it is all; `StoreCorrupt`."""
+        events: list[Event] = []
+        term = Term(STREAM, stream_id)
+        while low <= high:
+            ids, pieces = await self._ask(self._find_ids, term, low, high, backwards, count)
+            examined = await self._events(pieces, backwards)
+            events.extend(event for event in examined if event.stream_id == stream_id)
+            if len(examined) == len(ids) < count:
+                return events, True
+            if events:
+                return events, False
+            low, high = (low, examined[-1].event_id - 1) if backwards else (examined[-1].event_id + 1, high)
+        return events, True
+
+    def _find_ids(
+        self, term: Term, low: int, high: int, backwards: bool, count: int
+    ) -> tuple[Sequence[int], list[Piece]]:
+        ids = list(islice(posted(self._index.sources, term, low, high, backwards=backwards), count))
+        return ids, scattered(self._index, ids)
+
+    async def _next_to(self, stream_id: str, low: int, high: int, backwards: bool) -> Event | None:
+        """The stream's first event from low to high, backwards the last one."""
+        events, _ = await self._of_stream(stream_id, low, high, backwards, 1)
+        return events[0] if events else None
 
     async def _up_to_damage(self, selection: Selection, cursor: int | None, max_events: int) -> Page:
         """A page that ends before the damage that lies in the way; there is an error where it would begin."""
@@ -156,107 +240,53 @@ class PageReader:
         page = await self._undamaged(clear, cursor, max_events)
         return page if page.cursor is not None else Page(page.events, stop)
 
-    # --- pieces ---
-
-    def _runs_up(self, first: int, last: int) -> list[_Piece]:
-        """The events from the first on, as far as a page goes."""
-        pieces: list[_Piece] = []
-        budget = PAGE_BYTES
-        while first <= last:
-            segment = self._index.segment_of(first)
-            starts = segment.starts
-            place = first - segment.first_event_id
-            start = starts[place]
-            after = bisect_right(starts, start + budget, place + 1) - 1  # before this place, lines end within
-            if after == len(starts) - 1 and segment.end <= start + budget:
-                after += 1
-            if after == place:
-                if pieces:
-                    break
-                after += 1
-            until = min(last, segment.first_event_id + after - 1)
-            start, end = segment.span(first, until)
-            pieces.append(_Piece(segment, start, end, range(first, until + 1)))
-            budget -= end - start
-            if until < segment.last_event_id:
-                break
-            first = until + 1
-        return pieces
-
-    def _runs_down(self, first: int, last: int) -> list[_Piece]:
-        """The events from the last down, as far as a page goes."""
-        pieces: list[_Piece] = []
-        budget = PAGE_BYTES
-        while first <= last:
-            segment = self._index.segment_of(last)
-            place = last - segment.first_event_id
-            _, end = segment.span(last, last)
-            lowest = min(bisect_left(segment.starts, max(end - budget, 0), 0, place + 1), place)
-            start = segment.starts[lowest]
-            if end - start > budget and pieces:
-                break
-            until = max(first, segment.first_event_id + lowest)
-            start, end = segment.span(until, last)
-            pieces.append(_Piece(segment, start, end, range(until, last + 1)))
-            budget -= end - start
-            if until > segment.first_event_id:
-                break
-            last = until - 1
-        return pieces
-
-    def _scattered(self, ids: Sequence[int]) -> list[_Piece]:
-        """These events, in their order, as far as a page goes: those near to each other in one piece."""
-        pieces: list[_Piece] = []
-        budget = PAGE_BYTES
-        wanted: list[int] = []
-        segment, low, high = None, 0, 0
-        for event_id in ids:
-            if segment is None or not segment.first_event_id <= event_id <= segment.last_event_id:
-                segment, wanted = self._index.segment_of(event_id), []
-            start, end = segment.span(event_id, event_id)
-            if wanted and (start > high + GAP_BYTES or end < low - GAP_BYTES):
-                wanted = []
-            new_low, new_high = (min(low, start), max(high, end)) if wanted else (start, end)
-            budget -= (new_high - new_low) - (high - low if wanted else 0)
-            if budget < 0 and pieces:
-                break
-            low, high = new_low, new_high
-            wanted.append(event_id)
-            piece = _Piece(segment, low, high, wanted)
-            if len(wanted) == 1:
-                pieces.append(piece)
-            else:
-                pieces[-1] = piece
-        return pieces
-
     # --- lines ---
 
-    async def _events(self, pieces: list[_Piece], backwards: bool) -> list[Event]:
+    async def _events(self, pieces: list[Piece], backwards: bool) -> list[Event]:
         """The events of the pieces, in the order of the selection; those before damage, or `StoreCorrupt` there."""
         events: list[Event] = []
-        for piece in pieces:
-            segment, start, end, ids = piece
+        for piece, data in zip(pieces, await self._files.read_all(pieces), strict=False):
+            if isinstance(data, OSError):
+                if not events:
+                    raise _unreadable(piece, data) from data
+                return events
+            for first, last, starts in piece.runs:
+                lines = data[starts[0] - piece.start : starts[-1] - piece.start]
+                try:
+                    run = decode_events(lines, piece.segment.seed, first, last - first + 1)
+                except Damaged as damaged:
+                    return self._before_damage(events, piece, lines, Run(first, last, starts), backwards, damaged)
+                if backwards:
+                    run.reverse()
+                events.extend(run)
+        return events
+
+    def _before_damage(
+        self, events: list[Event], piece: Piece, lines: bytes, run: Run, backwards: bool, damaged: Damaged
+    ) -> list[Event]:
+        """What comes before the damage is served, one by one; where nothing does, it is raised."""
+        places = range(len(run.starts) - 1)
+        for place in reversed(places) if backwards else places:
+            start, end = run.starts[place], run.starts[place + 1]
+            event_id = run.first_event_id + place
+            line = lines[start - run.starts[0] : end - run.starts[0]]
             try:
-                data = await self._files.read(segment, start, end - start)
-            except OSError as error:
+                events.extend(decode_events(line, piece.segment.seed, event_id, 1))
+            except Damaged as here:
                 if events:
                     return events
-                if error.errno not in (errno.EIO, errno.ENOENT):  # too many open files, no memory, no rights…
-                    raise EngineUnavailable(f"{segment.path} cannot be read now: {error}") from error
-                raise StoreCorrupt(segment.path, start, f"cannot be read: {error}", min(ids), max(ids)) from error
-            try:
-                if isinstance(ids, range):
-                    run = decode_events(data, segment.seed, ids[0], len(ids))
-                    events.extend(reversed(run) if backwards else run)
-                    continue
-            except Damaged:
-                ids = ids[::-1] if backwards else ids  # what comes before the damage is served, one by one
-            for event_id in ids:
-                at, after = segment.span(event_id, event_id)
-                try:
-                    events.extend(decode_events(data[at - start : after - start], segment.seed, event_id, 1))
-                except Damaged as damaged:
-                    if events:
-                        return events
-                    raise StoreCorrupt(segment.path, at, str(damaged), event_id, event_id) from damaged
-        return events
+                raise StoreCorrupt(piece.segment.path, start, str(here), event_id, event_id) from here
+        raise AssertionError(f"each line by itself is whole, but together they are not: {damaged}")
+
+
+def _unreadable(piece: Piece, error: OSError) -> EngineUnavailable | StoreCorrupt:
+    path = piece.segment.path
+    if error.errno not in (errno.EIO, errno.ENOENT):  # too many open files, no memory, no rights…
+        return EngineUnavailable(f"{path} cannot be read now: {error}")
+    ids = [event_id for run in piece.runs for event_id in (run.first_event_id, run.last_event_id)]
+    return StoreCorrupt(path, piece.start, f"cannot be read: {error}", min(ids), max(ids))
+
+
+def _page(events: list[Event], selection: Selection, cursor: int | None) -> Page:
+    query = selection.query
+    return Page([event for event in events if query.matches(event)] if query else events, cursor)

@@ -63,6 +63,7 @@ class Scan:
         self.size = 0
         self._disk = disk
         self._index = index
+        self._part = index.newest
         self._going_on = going_on
         self._defer_after = defer_after
         self._last = segment.first_event_id - 1
@@ -120,12 +121,11 @@ class Scan:
         for line, start, end in self.later:
             if line.event_id > up_to:
                 break
-            segment.starts.extend([segment.end] * (line.event_id - segment.last_event_id - 1))
-            segment.starts.append(start)
-            segment.end = end
-            self._index.postings.add(line)
+            segment.add([segment.end] * (line.event_id - segment.last_event_id - 1), segment.end)
+            segment.add((start,), end)
+            self._part.add_all((line,))
             if line.key is not None:
-                self._index.postings.add_key(line.stream_id, line.key, line.event_id, line.more + 1)
+                self._part.add_key(line.stream_id, line.key, line.event_id)
             self._index.head = Head(line.event_id, line.timestamp)
             kept += 1
         del self.later[:kept]
@@ -204,13 +204,12 @@ class Scan:
         if not taken or any(line.event_id > first and mores[line.event_id - first - 1] for line in keyed):
             return 0
         starts = list(accumulate([len(text) + 1 for text in lines[: len(taken)]], initial=position))
-        segment.end = starts.pop()
-        segment.starts.extend(starts)
-        postings = self._index.postings
-        postings.add_all(taken)
+        end = starts.pop()
+        segment.add(starts, end)
+        self._part.add_all(taken)
         for line in keyed:
             assert line.key is not None
-            postings.add_key(line.stream_id, line.key, line.event_id, line.more + 1)
+            self._part.add_key(line.stream_id, line.key, line.event_id)
         self._index.head = Head(taken[-1].event_id, taken[-1].timestamp)
         self._last = taken[-1].event_id
         self.durable = max(self.durable, max([line.event_id - line.unsynced for line in taken]) - 1)

@@ -6,48 +6,101 @@ import asyncio
 import threading
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from typing import Protocol
 
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import line_seed, segment_name
 from aiostore.errors import StoreClosed
 
+
+class Piece(Protocol):
+    """What is read at once."""
+
+    @property
+    def segment(self) -> Segment: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
 NOWAIT_BYTES_MAX = 1024 * 1024
 """More than this is not copied in the loop."""
 
-OPEN_FILES_MAX = 64
+OPEN_FILES_MAX = 256
 """So many segments are held open for reading."""
 
 
 class Segment:
     """The place of every event in one file. An event that is known to be missing has a place without bytes."""
 
-    __slots__ = ("end", "first_event_id", "path", "seed", "starts")
+    __slots__ = ("end", "first_event_id", "last_event_id", "path", "places", "seed")
 
     def __init__(self, directory: str, store_id: str, first_event_id: int) -> None:
         self.path = f"{directory}/{segment_name(first_event_id)}"
         self.first_event_id = first_event_id
+        self.last_event_id = first_event_id - 1
+        """The last event that has a place here; the one before the first if none has."""
         self.seed = line_seed(store_id, first_event_id)
-        self.starts: array[int] = array("Q")
+        self.places: Places = LinePlaces(first_event_id)
         self.end = 0
         """Where the last whole commit ends: the next line begins here."""
 
-    @property
-    def last_event_id(self) -> int:
-        """The last event that has a place here; the one before the first if none has."""
-        return self.first_event_id + len(self.starts) - 1
+    def starts(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
+        """Where the bytes of each of these events begin, and at last where those of the last one end."""
+        if last_event_id < self.last_event_id:
+            return self.places.offsets(first_event_id, last_event_id + 1)
+        return [*self.places.offsets(first_event_id, last_event_id), self.end]
 
     def span(self, first_event_id: int, last_event_id: int) -> tuple[int, int]:
         """From where to where the bytes of these events go."""
-        after = last_event_id - self.first_event_id + 1
-        end = self.starts[after] if after < len(self.starts) else self.end
-        return self.starts[first_event_id - self.first_event_id], end
+        if first_event_id == last_event_id < self.last_event_id:
+            start, end = self.places.offsets(first_event_id, last_event_id + 1)
+            return start, end
+        start = self.places.offsets(first_event_id, first_event_id)[0]
+        if last_event_id == self.last_event_id:
+            return start, self.end
+        return start, self.places.offsets(last_event_id + 1, last_event_id + 1)[0]
 
-    def extend(self, starts: list[int], size: int) -> None:
-        """Take in lines of so many bytes that were written at the end."""
+    def extend(self, starts: Sequence[int], size: int) -> None:
+        """Take in lines that were written at the end: where each begins in these bytes, and how many bytes."""
         end = self.end
-        self.starts.extend([end + start for start in starts])
-        self.end = end + size
+        self.add([end + start for start in starts], end + size)
+
+    def add(self, offsets: Sequence[int], end: int) -> None:
+        """Take in lines by where they begin in the file, and where the last one ends."""
+        assert isinstance(self.places, LinePlaces), "nothing is written to what is sealed"
+        self.places.extend(offsets)
+        self.last_event_id += len(offsets)
+        self.end = end
+
+
+class Places(Protocol):
+    """Where the lines of a segment's events begin."""
+
+    def offsets(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
+        """Where the lines of these events begin, each."""
+        ...
+
+
+class LinePlaces:
+    """The same, in memory."""
+
+    __slots__ = ("_first", "starts")
+
+    def __init__(self, first_event_id: int) -> None:
+        self._first = first_event_id
+        self.starts: array[int] = array("Q")
+
+    def offsets(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
+        """See `Places`."""
+        return self.starts[first_event_id - self._first : last_event_id - self._first + 1]
+
+    def extend(self, offsets: Iterable[int]) -> None:
+        """Take in the next lines."""
+        self.starts.extend(offsets)
 
 
 class _Open:
@@ -72,30 +125,50 @@ class SegmentFiles:
         self._opened: OrderedDict[int, _Open] = OrderedDict()
         self._refusing = False
 
-    async def read(self, segment: Segment, offset: int, size: int) -> bytes:
-        """The bytes of the file from there on, fewer only at its end. Cancellation leaves nothing behind.
+    async def read_all(self, pieces: Sequence[Piece]) -> list[bytes | OSError]:
+        """The bytes of each piece; where one cannot be read, the error, and nothing of those behind it.
 
-        Raises `StoreClosed` after `refuse`.
+        Cancellation leaves nothing behind. Raises `StoreClosed` after `refuse`.
         """
         if self._refusing:
             raise StoreClosed
-        opened = self._take(segment.first_event_id) if size <= NOWAIT_BYTES_MAX else None
-        if opened is not None:
-            try:
-                data = self._disk.read_nowait(opened.file, size, offset)
-            finally:
-                self._give_back(opened)
-            if data is not None:
-                return data
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._read, segment, offset, size)
+        read: list[bytes | OSError] = []
+        for piece in pieces:
+            data = self._read_nowait(piece)
+            if data is None:
+                rest = pieces[len(read) :]
+                loop = asyncio.get_running_loop()
+                return read + await loop.run_in_executor(self._threads, self._read_waiting, rest)
+            read.append(data)
+            if isinstance(data, OSError):
+                break
+        return read
 
-    def _read(self, segment: Segment, offset: int, size: int) -> bytes:
-        opened = self._take(segment.first_event_id) or self._open(segment)
+    def _read_nowait(self, piece: Piece) -> bytes | OSError | None:
+        size = piece.end - piece.start
+        opened = self._take(piece.segment.first_event_id) if size <= NOWAIT_BYTES_MAX else None
+        if opened is None:
+            return None
         try:
-            return self._disk.read(opened.file, size, offset)
+            return self._disk.read_nowait(opened.file, size, piece.start)
+        except OSError as error:
+            return error
         finally:
             self._give_back(opened)
+
+    def _read_waiting(self, pieces: Sequence[Piece]) -> list[bytes | OSError]:
+        read: list[bytes | OSError] = []
+        for piece in pieces:
+            try:
+                opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
+                try:
+                    read.append(self._disk.read(opened.file, piece.end - piece.start, piece.start))
+                finally:
+                    self._give_back(opened)
+            except OSError as error:
+                read.append(error)
+                break
+        return read
 
     def _take(self, first_event_id: int) -> _Open | None:
         with self._mutex:
