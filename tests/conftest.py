@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aiostore import EventStore
+from aiostore.engines.file.engine import FileEngine
 from tests.postgres.fixtures import new_postgres_url, postgres_server
 from tests.shared.database import Database, SharedEngine
 
@@ -18,7 +19,7 @@ __all__ = ["new_postgres_url", "postgres_server"]
 OpenStore = Callable[..., Awaitable[EventStore]]
 
 
-@pytest.fixture(params=["memory", "file", "shared", "postgres"])
+@pytest.fixture(params=["memory", "file", "sealed", "shared", "postgres"])
 def engine_name(request: pytest.FixtureRequest) -> str:
     """The engine that this run of a conformance test is for; tests must not look at it, but ask the engine's flags."""
     name: str = request.param
@@ -33,6 +34,8 @@ def new_location(engine_name: str, request: pytest.FixtureRequest, tmp_path: Pat
         return lambda: None
     if engine_name == "file":
         return lambda: tmp_path / f"store-{next(numbers)}"
+    if engine_name == "sealed":  # the same, where nearly everything lies in sealed segments
+        return lambda: FileEngine(tmp_path / f"store-{next(numbers)}", segment_bytes=1000, part_bytes_min=1)
     if engine_name == "shared":
         return lambda: SharedEngine(Database())
     new_url: Callable[[], str] = request.getfixturevalue("new_postgres_url")

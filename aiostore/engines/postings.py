@@ -9,17 +9,12 @@ import heapq
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
 from itertools import chain
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from aiostore.engine import Commit, Selection
 from aiostore.query import Query, QueryItem
-
-STREAM: Final = "s"
-TYPE: Final = "e"
-TAG: Final = "t"
-KEY: Final = "k"
-"""The kinds of terms."""
 
 WALKED_IDS = 512
 """So many event_ids are taken out of a source at once."""
@@ -28,19 +23,28 @@ NARROWING_MAX = 8
 """Where so many times as many event_ids have another term, to look at the events themselves is cheaper."""
 
 
+class Kind(bytes, Enum):
+    """What a term is the text of; the byte keeps the texts of one kind apart from those of another."""
+
+    STREAM = b"s"
+    TYPE = b"t"
+    TAG = b"g"
+    KEY = b"k"
+
+
 class Term:
-    """What events are found by: a text of a kind."""
+    """What events are found by: a text of a kind. Make one for a whole lookup."""
 
     __slots__ = ("hashed", "kind", "text")
 
-    def __init__(self, kind: str, text: str) -> None:
+    def __init__(self, kind: Kind, text: str) -> None:
         self.kind = kind
         self.text = text
         self.hashed: int | None = None
-        """For an index by hashes, which keeps it here."""
+        """What an index by hashes made of it, computed when first needed."""
 
     def __repr__(self) -> str:
-        return f"Term({self.kind!r}, {self.text!r})"
+        return f"Term({self.kind.name}, {self.text!r})"
 
 
 def key_text(stream_id: str, key: str) -> str:
@@ -92,7 +96,12 @@ class Postings:
         self._types: dict[str, array[int]] = {}
         self._tags: dict[str, array[int]] = {}
         self._keys: dict[str, array[int]] = {}
-        self.by_kind = {STREAM: self._streams, TYPE: self._types, TAG: self._tags, KEY: self._keys}
+        self.by_kind = {
+            Kind.STREAM: self._streams,
+            Kind.TYPE: self._types,
+            Kind.TAG: self._tags,
+            Kind.KEY: self._keys,
+        }
         """The event_ids of each term, by its kind and its text."""
 
     def add_all(self, events: Iterable[Entry]) -> None:
@@ -178,7 +187,7 @@ class StreamPlaces(NamedTuple):
 def stream_places(sources: Iterable[Source], stream_id: str, selection: Selection, cursor: int | None) -> StreamPlaces:
     """Where the selected events of a stream are."""
     low, high = bounds(selection, cursor)
-    term = Term(STREAM, stream_id)
+    term = Term(Kind.STREAM, stream_id)
     spans: list[tuple[int, Source, range]] = []
     count = below = 0
     for source in sources:
@@ -234,9 +243,9 @@ def _of_source(source: Source, query: Query, low: int, high: int, backwards: boo
 
 def _clauses(item: QueryItem) -> list[list[Term]]:
     """Terms of each of which an event must have one, to match."""
-    clauses = [[Term(TAG, tag)] for tag in item.tags]
+    clauses = [[Term(Kind.TAG, tag)] for tag in item.tags]
     if item.types:
-        clauses.append([Term(TYPE, event_type) for event_type in item.types])
+        clauses.append([Term(Kind.TYPE, event_type) for event_type in item.types])
     return clauses
 
 

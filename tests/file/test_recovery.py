@@ -14,7 +14,7 @@ from aiostore.engine import Commit, Head, Plan
 from aiostore.engines.file import format as fmt
 from aiostore.engines.file import scan
 from aiostore.engines.file.opening import open_to_read
-from aiostore.engines.postings import KEY, Term, key_text
+from aiostore.engines.postings import Kind, Term, key_text
 from aiostore.errors import EngineUnavailable, EngineUnsupported, EventStoreError, StoreCorrupt
 from aiostore.events import Event
 from tests.file.disks import CHANGES, Inode, MemoryDisk, WatchedDisk, left_after_power_loss
@@ -188,7 +188,7 @@ async def test_it_is_all_the_same_where_a_chunk_of_the_scan_ends(
     assert recovered(story, story.disk, at_least=len(story.events)) == len(story.events)
     writer = opened_to_write(story.disk)
     newest = writer.index.newest
-    keys = [Term(KEY, key_text("three", f"key-{n}")) for n in range(4)]
+    keys = [Term(Kind.KEY, key_text("three", f"key-{n}")) for n in range(4)]
     assert [list(newest.ids(key, newest.places(key, 1, 100))) for key in keys] == [[2], [10], [18], [26]]
     writer.close()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final, Literal, TypeAlias
 
-from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.disk import Disk, WouldBlock
 from aiostore.limits import MIB
 
 BLOCK_BYTES: Final = 4096
@@ -22,10 +22,6 @@ Typecode: TypeAlias = Literal["I", "Q"]
 """Of arrays of u32 and u64."""
 
 _SWAPPED: Final = sys.byteorder == "big"
-
-
-class WouldBlock(Exception):
-    """A block is not in memory, and this thread must not wait for it: repeat the lookup on a reading thread."""
 
 
 def decode_numbers(typecode: Typecode, data: bytes | memoryview) -> array[int]:

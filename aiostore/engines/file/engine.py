@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from aiostore.engine import PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
+from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.disk import Disk, DiskThread, deliver_later, until_done
-from aiostore.engines.file.index import Index
+from aiostore.engines.file.index import PART_BYTES_MIN, Index
 from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.opening import Options, Writer, check_place, open_to_read, open_to_write
 from aiostore.engines.file.pages import PageReader
+from aiostore.engines.file.sealing import Sealer
 from aiostore.engines.file.segment import SegmentFiles
 from aiostore.engines.file.state import Row, StateFile
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreClosed, StoreCorrupt
@@ -40,6 +42,7 @@ class _Opened:
     readers: ThreadPoolExecutor
     files: SegmentFiles
     index: Index
+    sealer: Sealer
     lookups: Lookups
     pages: PageReader
     state: StateFile
@@ -52,7 +55,7 @@ class FileEngine(Engine):
     ``durability``: "fsync" (an acknowledged event survives a power loss) or "os" (it survives the process; the system
     writes it to the device in its own time). ``mode``: "rw", or "r" to read beside a writer, or a damaged store.
     ``segment_bytes``: where a file of the log is full, 1 to 1 GiB. ``force_network``: use a network file system all the
-    same. ``disk``: for tests. ValueError if an option is not one of these.
+    same. ``disk``, ``part_bytes_min``: for tests. ValueError if an option is not one of these.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class FileEngine(Engine):
         segment_bytes: int = SEGMENT_BYTES,
         force_network: bool = False,
         disk: Disk | None = None,
+        part_bytes_min: int = PART_BYTES_MIN,
     ) -> None:
         if durability not in ("fsync", "os"):
             raise ValueError(f"durability must be 'fsync' or 'os', not {durability!r}")
@@ -77,7 +81,8 @@ class FileEngine(Engine):
             raise ValueError(f"force_network must be True or False, not {force_network!r}")
         self._path = _checked_path(path)
         self._read_only = mode == "r"
-        self._options = Options(durability == "fsync", segment_bytes)
+        self._options = Options(durability == "fsync", segment_bytes, part_bytes_min)
+        self._blocks = Blocks()
         self._force_network = force_network
         self._disk = disk or Disk()
         self._opened: _Opened | None = None
@@ -113,18 +118,23 @@ class FileEngine(Engine):
         except BaseException:
             thread.shutdown(wait=False)
             raise
+        index = opened.index if isinstance(opened, Writer) else opened
+        directory = self._disk.absolute(self._path)
+        sealer = Sealer(self._disk, directory, index, self._blocks, writing=isinstance(opened, Writer))
         if isinstance(opened, Writer):
             self._writer = opened
-            self._writer.log.attach(thread)
-        index = opened.index if isinstance(opened, Writer) else opened
+            self._writer.log.attach(thread, sealer)
+        in_loop = threading.get_ident()
+        self._blocks.may_block = lambda: threading.get_ident() != in_loop
         readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="aiostore-read")
         files = SegmentFiles(self._disk, readers)
-        lookups = Lookups(readers)
+        lookups = Lookups(readers, sealer.mend)
         state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
-        state = StateFile(self._disk, self._disk.absolute(self._path), read_only=self._read_only)
+        state = StateFile(self._disk, directory, read_only=self._read_only)
         self._opened = _Opened(
-            thread, readers, files, index, lookups, PageReader(index, files, lookups), state, state_thread
+            thread, readers, files, index, sealer, lookups, PageReader(index, files, lookups), state, state_thread
         )
+        sealer.look()
         return index.head
 
     def _open(self, going_on: Callable[[], None]) -> Writer | Index:
@@ -132,8 +142,8 @@ class FileEngine(Engine):
             directory = self._disk.absolute(self._path)
             check_place(self._disk, directory, force_network=self._force_network)
             if self._read_only:
-                return open_to_read(self._disk, directory, going_on)
-            return open_to_write(self._disk, directory, self._options, going_on)
+                return open_to_read(self._disk, directory, going_on, self._blocks, self._options.part_bytes_min)
+            return open_to_write(self._disk, directory, self._options, going_on, self._blocks)
         except OSError as error:
             raise EngineUnavailable(f"{self._path} cannot be opened: {error}") from error
 
@@ -143,6 +153,7 @@ class FileEngine(Engine):
         if self._closing is None:
             if self._writer is not None:
                 self._writer.log.stop()
+            self._opened.sealer.stop()
             self._opened.lookups.refuse()
             self._opened.files.refuse()
             self._closing = self._opened.thread.submit_aside(self._close, self._opened)
@@ -155,15 +166,20 @@ class FileEngine(Engine):
     def _close(self, opened: _Opened) -> None:
         opened.readers.shutdown()
         opened.state_thread.shutdown()
+        opened.sealer.close()
         opened.files.close()
         if self._writer is not None:
             self._writer.close()
+        else:
+            opened.index.close()
 
     def abandon(self) -> None:
         if self._opened is not None and not (self._closing is not None and self._closing.done()):
             self._opened.files.abandon()
             if self._writer is not None:
                 self._writer.abandon()
+            else:
+                self._opened.index.close()
             self._opened = None
 
     def _held(self) -> _Opened:
@@ -237,6 +253,8 @@ class FileEngine(Engine):
 def _let_go(opened: Writer | Index) -> None:
     """Close what a cancelled `FileEngine.open` opened."""
     if isinstance(opened, Writer):
+        opened.close()
+    else:
         opened.close()
 
 

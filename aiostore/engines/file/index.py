@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from aiostore.engine import FIRST_TIMESTAMP, Commit, Head
 from aiostore.engines.file.recent import Recent
-from aiostore.engines.file.segment import Places, Segment
+from aiostore.engines.file.run import Run
+from aiostore.engines.file.segment import Segment
 from aiostore.engines.postings import Postings, Source
 from aiostore.errors import StoreCorrupt
 from aiostore.limits import MIB
@@ -44,26 +45,23 @@ class Part(Postings):
         self.segments: list[Segment] = []
 
 
-class SealedIndex(Source, Places, Protocol):
-    """An index of neighbouring sealed segments that is not in memory."""
-
-
 class Index:
     """Everything up to ``head``, the last event that questions and reads may see.
 
     Read on threads as well: what changes is exchanged as a whole, or only grows behind the head.
     """
 
-    def __init__(self, part_bytes_min: int = PART_BYTES_MIN) -> None:
+    def __init__(self, store_id: str, part_bytes_min: int = PART_BYTES_MIN) -> None:
+        self.store_id = store_id
         self.segments: list[Segment] = []
-        self.sources: Sequence[Part | SealedIndex] = ()
+        self.sources: Sequence[Part | Run] = ()
         """What finds the events, in their order; the last is the part with the segment that is written."""
         self.damages: list[Damage] = []
         self.head = Head(0, FIRST_TIMESTAMP)
         self.versions: Recent[str, int] = Recent(VERSIONS_MAX)
         """Those of some streams, as of the head."""
         self._firsts: list[int] = []
-        self._part_bytes_min = part_bytes_min
+        self.part_bytes_min = part_bytes_min
 
     @property
     def newest(self) -> Part:
@@ -78,7 +76,7 @@ class Index:
         complete = None
         if self.sources and isinstance(self.sources[-1], Part):
             part = self.sources[-1]
-            if sum(sealed.end for sealed in part.segments) < self._part_bytes_min:
+            if sum(sealed.end for sealed in part.segments) < self.part_bytes_min:
                 part.segments.append(segment)
                 return None
             complete = part
@@ -87,12 +85,14 @@ class Index:
         self.sources = (*self.sources, new)
         return complete
 
-    def add_sealed(self, segments: Sequence[Segment], source: SealedIndex) -> None:
-        """Take in the next segments, which are sealed, with their index."""
+    def add_sealed(self, segments: Sequence[Segment], source: Run) -> Part | None:
+        """Take in the next segments, which are sealed, with their index. Returns the part before them, complete now."""
         for segment in segments:
             self._add(segment)
             segment.places = source
+        complete = self.sources[-1] if self.sources and isinstance(self.sources[-1], Part) else None
         self.sources = (*self.sources, source)
+        return complete
 
     def _add(self, segment: Segment) -> None:
         self.segments.append(segment)
@@ -103,14 +103,24 @@ class Index:
         first = bisect_right(self._firsts, source.first_event_id) - 1
         return self.segments[first : bisect_right(self._firsts, source.last_event_id)]
 
-    def exchange(self, old: Sequence[Part | SealedIndex], new: Sequence[Part | SealedIndex]) -> None:
+    def exchange(self, old: Sequence[Part | Run], new: Sequence[Part | Run]) -> None:
         """Put sources in the place of neighbouring ones for the same events."""
         for source in new:
-            for segment in self.segments_of(source):
-                segment.places = source if not isinstance(source, Part) else segment.places
+            if isinstance(source, Part):
+                for segment in source.segments:
+                    self.segment_of(segment.first_event_id).places = segment.places
+            else:
+                for segment in self.segments_of(source):
+                    segment.places = source
         place = self.sources.index(old[0])
         assert list(self.sources[place : place + len(old)]) == list(old), "they are neighbours"
         self.sources = (*self.sources[:place], *new, *self.sources[place + len(old) :])
+
+    def close(self) -> None:
+        """Close what is held open, after the last read has ended."""
+        for source in self.sources:
+            if not isinstance(source, Part):
+                source.close()
 
     def segment_of(self, event_id: int) -> Segment:
         """The segment that the event is in."""

@@ -14,6 +14,7 @@ from aiostore.engines.file.disk import NO_ROOM, Disk, DiskThread, deliver_later,
 from aiostore.engines.file.format import encode_group
 from aiostore.engines.file.head import HeadFile
 from aiostore.engines.file.index import Index
+from aiostore.engines.file.sealing import Sealer
 from aiostore.engines.file.segment import Segment
 from aiostore.errors import StoreFailed, StoreFull
 
@@ -143,8 +144,9 @@ class Log:
             self._file.close()
             raise
 
-    def attach(self, thread: DiskThread) -> None:
-        """Begin to work in this loop, through this thread."""
+    def attach(self, thread: DiskThread, sealer: Sealer) -> None:
+        """Begin to work in this loop, through this thread; the sealer is told of parts that are complete."""
+        self._sealer = sealer
         self._loop = asyncio.get_running_loop()
         self._thread = thread
         self._writer = through_aiofiles(self._file, thread)
@@ -156,6 +158,7 @@ class Log:
         assert plan.commits[0].events[0].event_id == self._index.head.event_id + 1, "positions are dense"
         async with self._in_use:
             if self._index.segments[-1].end >= self._segment_bytes:
+                await self._sealer.room()
                 await self._roll()
             group, starts = await self._encode(plan)
             await self._write(plan, group, starts)
@@ -203,7 +206,8 @@ class Log:
                 raise error
             raise self._fail(error) from error
         segment, file = job.result()
-        self._index.add_segment(segment)
+        if self._index.add_segment(segment) is not None:
+            self._sealer.look()
         self._durable = segment.first_event_id - 1
         self._file = file
         self._writer = through_aiofiles(file, self._thread)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
 from aiostore.engine import Head
+from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, MANIFEST_NAME, segment_first
 from aiostore.engines.file.head import HeadFile
-from aiostore.engines.file.index import Index
+from aiostore.engines.file.index import PART_BYTES_MIN, Index, Part
 from aiostore.engines.file.lock import WriterLock, writer_lives
 from aiostore.engines.file.log import Log
 from aiostore.engines.file.manifest import check_format, create_manifest, has_store, make_directories, read_manifest
 from aiostore.engines.file.recovery import repair, survey
+from aiostore.engines.file.run import Run
+from aiostore.engines.file.sealed import open_runs, seal
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreCorrupt
 
 _log = logging.getLogger("aiostore")
@@ -39,6 +44,7 @@ class Options:
 
     synced: bool
     segment_bytes: int
+    part_bytes_min: int = PART_BYTES_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,13 @@ class Writer:
         try:
             self.log.close()
         finally:
+            self.index.close()
             self.lock.close()
 
     def abandon(self) -> None:
         """Close this forked child's copies."""
         self.log.abandon()
+        self.index.close()
         self.lock.abandon()
 
 
@@ -74,8 +82,10 @@ def check_place(disk: Disk, directory: str, *, force_network: bool, system: str 
         )
 
 
-def open_to_write(disk: Disk, directory: str, options: Options, going_on: Callable[[], None]) -> Writer:
-    """Take the lock, make the store if there is none, recover it and open its end."""
+def open_to_write(
+    disk: Disk, directory: str, options: Options, going_on: Callable[[], None], blocks: Blocks | None = None
+) -> Writer:
+    """Take the lock, make the store if there is none, recover it and its index, and open its end."""
     if disk.exists(directory):
         has_store(disk.names(directory), directory)  # before a lock file is put among what is not ours
     make_directories(disk, directory)
@@ -88,7 +98,17 @@ def open_to_write(disk: Disk, directory: str, options: Options, going_on: Callab
         else:
             manifest = create_manifest(disk, directory, uuid4().hex, now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
         check_format(manifest, directory, writing=True)
-        found = survey(disk, directory, manifest, going_on=going_on)
+        rebuilt = _Rebuilding(disk, directory, manifest.store_id, blocks or Blocks(), going_on)
+        undo.callback(rebuilt.close)
+        found = survey(
+            disk,
+            directory,
+            manifest,
+            runs=rebuilt.runs,
+            going_on=going_on,
+            sealed=rebuilt.seal,
+            part_bytes_min=options.part_bytes_min,
+        )
         if found.damages:
             raise found.damages[0].error()
         if found.index.segments:
@@ -106,11 +126,60 @@ def open_to_write(disk: Disk, directory: str, options: Options, going_on: Callab
             synced=options.synced,
             segment_bytes=options.segment_bytes,
         )
+        rebuilt.tidy(found.index)
         undo.pop_all()
     return Writer(lock, found.index, log)
 
 
-def open_to_read(disk: Disk, directory: str, going_on: Callable[[], None]) -> Index:
+PROGRESS_SECONDS = 5.0
+
+
+class _Rebuilding:
+    """The runs that an opening writer finds, and makes anew where they are missing."""
+
+    def __init__(self, disk: Disk, directory: str, store_id: str, blocks: Blocks, going_on: Callable[[], None]) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._store_id = store_id
+        self._blocks = blocks
+        self._going_on = going_on
+        self.runs, self._useless = open_runs(disk, directory, store_id, blocks)
+        self._made: list[Run] = []
+        self._said = time.monotonic()
+
+    def seal(self, index: Index, part: Part) -> None:
+        """Write the index of the part, which takes its place in memory."""
+        run = seal(self._disk, self._directory, self._store_id, part, self._blocks, self._going_on)
+        self._made.append(run)
+        index.exchange([part], [run])
+        now = time.monotonic()
+        if now - self._said > PROGRESS_SECONDS:
+            self._said = now
+            _log.warning("%s: the index is made anew, up to event %d so far", self._directory, run.last_event_id)
+
+    def tidy(self, index: Index) -> None:
+        """Delete what is of no use."""
+        for run in self.runs:
+            if run not in index.sources:
+                run.close()
+                self._useless.append(run.path)
+        for path in {*self._useless} - {run.path for run in index.sources if isinstance(run, Run)}:
+            with suppress(OSError):
+                self._disk.remove(path)
+
+    def close(self) -> None:
+        """Close all runs, where opening failed."""
+        for run in (*self.runs, *self._made):
+            run.close()
+
+
+def open_to_read(
+    disk: Disk,
+    directory: str,
+    going_on: Callable[[], None],
+    blocks: Blocks | None = None,
+    part_bytes_min: int = PART_BYTES_MIN,
+) -> Index:
     """What can be read; nothing is written, and nothing held. Damage is logged, and reads keep clear of it."""
     names = disk.names(directory) if disk.exists(directory) else []
     if MANIFEST_NAME not in names:
@@ -121,9 +190,20 @@ def open_to_read(disk: Disk, directory: str, going_on: Callable[[], None]) -> In
     check_format(manifest, directory, writing=False)
     lock = f"{directory}/{LOCK_NAME}"
     watching = writer_lives(disk, lock)
-    found = survey(disk, directory, manifest, watching=watching, tolerant=True, going_on=going_on)
+    runs, _ = open_runs(disk, directory, manifest.store_id, blocks or Blocks())
+    look = functools.partial(
+        survey,
+        disk,
+        directory,
+        manifest,
+        runs=runs,
+        tolerant=True,
+        going_on=going_on,
+        part_bytes_min=part_bytes_min,
+    )
+    found = look(watching=watching)
     if not watching and writer_lives(disk, lock):  # it may have begun meanwhile: what it has not synced is not read
-        found = survey(disk, directory, manifest, watching=True, tolerant=True, going_on=going_on)
+        found = look(watching=True)
     index = found.index
     for damage in found.damages[:DAMAGES_LOGGED_MAX]:
         _log.warning("%s", damage.error())

@@ -16,8 +16,7 @@ from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.pieces import Piece, Run, runs_down, runs_up, scattered
 from aiostore.engines.file.segment import SegmentFiles
 from aiostore.engines.postings import (
-    KEY,
-    STREAM,
+    Kind,
     StreamPlaces,
     Term,
     bounds,
@@ -85,7 +84,7 @@ class PageReader:
         if version is not None:
             return version
         now = self._index.head.event_id
-        term = Term(STREAM, stream_id)
+        term = Term(Kind.STREAM, stream_id)
         version = 0
         while not version and (ids := await self._ask(self._newest, term, head)):
             event = (await self._events(await self._ask(scattered, self._index, ids), backwards=True))[0]
@@ -104,7 +103,7 @@ class PageReader:
 
     async def stored(self, stream_id: str, key: str, head: int) -> range | None:
         """The events of the commit that the key stands with, None if there is none."""
-        term = Term(KEY, key_text(stream_id, key))
+        term = Term(Kind.KEY, key_text(stream_id, key))
         while ids := await self._ask(self._newest, term, head):
             line = await self.line(ids[0])
             if line is None:
@@ -199,7 +198,7 @@ class PageReader:
     ) -> tuple[list[Event], bool]:
         """The stream's events from low to high, or the first of them, and whether it is all; `StoreCorrupt`."""
         events: list[Event] = []
-        term = Term(STREAM, stream_id)
+        term = Term(Kind.STREAM, stream_id)
         while low <= high:
             ids, pieces = await self._ask(self._find_ids, term, low, high, backwards, count)
             examined = await self._events(pieces, backwards)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from aiostore.engine import Head
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import HEAD_NAME, Damaged, Manifest, decode_events, segment_first, segment_name
 from aiostore.engines.file.head import read_head
-from aiostore.engines.file.index import Damage, Index
+from aiostore.engines.file.index import PART_BYTES_MIN, Damage, Index, Part
+from aiostore.engines.file.run import Run
 from aiostore.engines.file.scan import EVENT_ID_MAX, UNKNOWN, Scan
+from aiostore.engines.file.sealed import check_run
 from aiostore.engines.file.segment import Segment
 from aiostore.errors import StoreCorrupt
 
@@ -34,33 +37,51 @@ class Survey:
     damages: list[Damage] = field(default_factory=list)
 
 
+Sealed = Callable[[Index, Part], None]
+"""Called with a part that is complete, and whole."""
+
+
 def survey(
     disk: Disk,
     directory: str,
     manifest: Manifest,
     *,
+    runs: Sequence[Run] = (),
     watching: bool = False,
     tolerant: bool = False,
     going_on: Callable[[], None] = lambda: None,
+    sealed: Sealed = lambda _index, _part: None,
+    part_bytes_min: int = PART_BYTES_MIN,
 ) -> Survey:
-    """Scan all segments. ``tolerant`` goes on behind damage; else the first is where the survey ends.
+    """Scan all segments but those that runs are the index of. ``tolerant`` goes on behind damage; else it ends there.
 
     ``watching``, beside a writer, takes only what is known to be durable. ``going_on`` is called again and again, and
     may raise to end it.
     """
     head = read_head(disk, f"{directory}/{HEAD_NAME}", manifest.store_id)
-    found = Survey(Index(), head)
+    found = Survey(Index(manifest.store_id, part_bytes_min), head)
     firsts = [first for name in disk.names(directory) if (first := segment_first(name))]
+    runs_by_first = {run.first_event_id: run for run in runs}
     expected = manifest.first_segment
-    for place, first in enumerate(firsts):
+    place = 0
+    while place < len(firsts):
+        first = firsts[place]
         if first != expected:
             found.damages.append(_outside(directory, expected, first))
             if not tolerant:
                 return found
             if first < expected:
+                place += 1
                 continue
+        run = runs_by_first.get(first)
+        if run is not None and _take_run(disk, directory, manifest.store_id, found, run, firsts[place:], sealed):
+            place += len(run.segments)
+            expected = run.last_event_id + 1
+            continue
         segment = Segment(directory, manifest.store_id, first)
-        found.index.add_segment(segment)
+        complete = found.index.add_segment(segment)
+        if complete is not None and not found.damages:
+            sealed(found.index, complete)
         if place < len(firsts) - 1:
             _sealed(disk, found, segment, firsts[place + 1], going_on)
             expected = max(firsts[place + 1], segment.last_event_id + 1)
@@ -70,10 +91,56 @@ def survey(
             _newest(disk, found, segment, watching=watching, going_on=going_on)
         if found.damages and not tolerant:
             return found
+        place += 1
     if not firsts and head:
         path = f"{directory}/{segment_name(expected)}"
         found.damages.append(Damage(path, 0, "all segments are missing", expected, head))
     return found
+
+
+def _take_run(
+    disk: Disk, directory: str, store_id: str, found: Survey, run: Run, firsts: Sequence[int], sealed: Sealed
+) -> bool:
+    """Take in the segments that the run is the index of; False if it is not, or one of them is the newest."""
+    count = len(run.segments)
+    if count >= len(firsts):
+        return False
+    segments = [Segment(directory, store_id, first) for first in firsts[:count]]
+    try:
+        last = check_run(disk, run, segments, firsts[count])
+    except (Damaged, OSError) as error:
+        _log.warning("%s does not fit, the index is made anew: %s", run.path, error)
+        return False
+    complete = found.index.add_sealed(segments, run)
+    if complete is not None and not found.damages:
+        sealed(found.index, complete)
+    found.index.head = Head(last.event_id, last.timestamp)
+    found.durable = max(found.durable, last.event_id)
+    return True
+
+
+def scan_again(
+    disk: Disk,
+    directory: str,
+    store_id: str,
+    run: Run,
+    part_bytes_min: int,
+    going_on: Callable[[], None],
+    sealed: Sealed,
+) -> Sequence[Part | Run]:
+    """What takes the place of a run that is damaged, found by scanning its segments; `StoreCorrupt` if they are."""
+    found = Survey(Index(store_id, part_bytes_min))
+    firsts = [segment.first_event_id for segment in run.segments]
+    for first, following in zip(firsts, [*firsts[1:], run.last_event_id + 1], strict=True):
+        segment = Segment(directory, store_id, first)
+        complete = found.index.add_segment(segment)
+        if complete is not None:
+            sealed(found.index, complete)
+        _sealed(disk, found, segment, following, going_on)
+        if found.damages:
+            raise found.damages[0].error()
+    sealed(found.index, found.index.newest)
+    return found.index.sources
 
 
 def _outside(directory: str, expected: int, first: int) -> Damage:

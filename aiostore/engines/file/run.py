@@ -6,7 +6,7 @@ import contextlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final
 from zlib import crc32
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, Typecode, decode_numbers
@@ -23,20 +23,20 @@ from aiostore.engines.file.run_format import (
     level_of,
     run_name,
 )
-from aiostore.engines.file.terms import ORDINAL_MASK
+from aiostore.engines.file.terms import ORDINAL_MASK, Hashes
+from aiostore.engines.postings import Term
 from aiostore.errors import StoreClosed
 
 SCAN_BLOCKS: Final = 64
 """So many blocks are read at once by a merge."""
 
 
-class Searched(Protocol):
-    """A term, as a run needs it."""
+class RunDamaged(Damaged):
+    """Which run is damaged, and why."""
 
-    @property
-    def least(self) -> int:
-        """The least key that the term can have."""
-        ...
+    def __init__(self, run: Run, reason: str) -> None:
+        super().__init__(f"{run.path}: {reason}")
+        self.run = run
 
 
 class Run:
@@ -47,7 +47,9 @@ class Run:
     in a thread that may. The file is closed with `close`, or when nothing refers to the run any more.
     """
 
-    def __init__(self, disk: Disk, file: int, path: str, header: Header, tables: Tables, blocks: Blocks) -> None:
+    def __init__(
+        self, disk: Disk, file: int, path: str, header: Header, tables: Tables, hashes: Hashes, blocks: Blocks
+    ) -> None:
         self.path: Final = path
         self.first_event_id: Final = header.first_event_id
         self.last_event_id: Final = header.last_event_id
@@ -60,6 +62,7 @@ class Run:
         self._disk = disk
         self._file = file
         self._blocks = blocks
+        self._hashes = hashes
         self._number = blocks.number()
         self._key_number = self._number + header.offset_blocks
         self._blocks_at = header.blocks_at
@@ -80,7 +83,7 @@ class Run:
                 raise Damaged(f"the run begins with event {header.first_event_id}, its name says another")
             if disk.size(file) != header.size:
                 raise Damaged(f"the file has {disk.size(file)} bytes, and {header.size} must be")
-            return cls(disk, file, path, header, Tables(disk, file, header), blocks)
+            return cls(disk, file, path, header, Tables(disk, file, header), Hashes(store_id), blocks)
         except BaseException:
             disk.close(file)
             raise
@@ -105,7 +108,7 @@ class Run:
         """The segment that the event is in, which must be one of the run's."""
         return self.segments[bisect_right(self.segments, event_id, key=_first_event_id) - 1]
 
-    def places(self, term: Searched, low: int, high: int) -> range:
+    def places(self, term: Term, low: int, high: int) -> range:
         """Where the postings of the term with low <= event_id <= high are: what `ids` takes, whole or sliced.
 
         Those of another term with the same hash may be among them.
@@ -118,7 +121,7 @@ class Run:
         fence = self._fence
         if low > high or not fence:
             return range(0)
-        least = term.least + (low - base)
+        least = (self._hashes.least(term) if term.hashed is None else term.hashed) + (low - base)
         most = least + (high - low)
         number = bisect_right(fence, least) - 1
         if number < 0:
@@ -133,12 +136,12 @@ class Run:
             return range(place + start, place + len(block))
         return range(place + start, last * BLOCK_KEYS + bisect_right(self._keys(last), most))
 
-    def ids(self, places: range) -> list[int]:
+    def ids(self, term: Term, places: range) -> list[int]:
         """The event_ids at neighbouring places, in their order, which may be descending."""
         if not places:
             return []
         if places.step < 0:
-            found = self.ids(places[::-1])
+            found = self.ids(term, places[::-1])
             found.reverse()
             return found
         place, end = places.start, places[-1] + 1
@@ -195,7 +198,7 @@ class Run:
 
     def _check(self, data: bytes | memoryview, number: int) -> None:
         if len(data) != BLOCK_BYTES or crc32(data) != self._crcs[number]:
-            raise Damaged(f"the checksum of block {number} does not hold")
+            raise RunDamaged(self, f"the checksum of block {number} does not hold")
 
     # --- merging ---
 

@@ -18,7 +18,8 @@ from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_file import write_run
 from aiostore.engines.file.run_format import RUN_EVENTS_MAX, SEGMENT_BYTES_MAX, RunSegment
-from aiostore.engines.file.terms import Kind, Postings, hash_of, least_keys
+from aiostore.engines.file.terms import Postings, hash_of, least_keys
+from aiostore.engines.postings import Kind
 
 SLICE_KEYS: Final = 4096
 """So many keys are sorted at once, or half as many again."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from enum import Enum
 from hashlib import blake2b
 from typing import Final, Protocol, TypeAlias
 
 from aiostore.engines.file.blocks import decode_numbers
+from aiostore.engines.postings import Kind, Term
 
 ORDINAL_BITS: Final = 24
 """A key is the hash of a term and, in so many low bits, the place of an event in its run."""
@@ -16,15 +16,6 @@ ORDINAL_BITS: Final = 24
 ORDINAL_MASK: Final = (1 << ORDINAL_BITS) - 1
 
 HASH_BYTES: Final = 5
-
-
-class Kind(bytes, Enum):
-    """What a term is the text of; the byte keeps the texts of one kind apart from those of another."""
-
-    STREAM = b"s"
-    TYPE = b"t"
-    TAG = b"g"
-    KEY = b"k"
 
 
 Postings: TypeAlias = Iterable[tuple[str, Sequence[int]]]
@@ -58,53 +49,14 @@ def least_keys(begun: Hash, texts: Iterable[str]) -> array[int]:
     return decode_numbers("Q", _ORDINAL_ZEROS.join(pieces))
 
 
-class Term:
-    """A text to look up, whose hash is computed when first needed and remembered; so make one for a whole lookup."""
-
-    __slots__ = ("_begun", "_least", "kind", "text")
-
-    def __init__(self, kind: Kind, text: str, begun: Hash) -> None:
-        self.kind = kind
-        self.text = text
-        self._begun = begun
-        self._least: int | None = None
-
-    @property
-    def least(self) -> int:
-        """The least key that the term can have: its hash, and the first place."""
-        least = self._least
-        if least is None:
-            least = self._least = least_keys(self._begun, (self.text,))[0]
-        return least
-
-    def __repr__(self) -> str:
-        return f"Term({self.kind.name}, {self.text!r})"
-
-
-class Terms:
-    """Makes the terms of one store. Its id is the salt: texts that collide cannot be crafted without knowing it."""
+class Hashes:
+    """The hashes of one store's terms. Its id is the salt: texts that collide cannot be crafted without knowing it."""
 
     def __init__(self, store_id: str) -> None:
         salt = store_id.encode()
-        self._streams, self._types, self._tags, self._keys = [hash_of(salt, kind) for kind in Kind]
+        self._begun = {kind: hash_of(salt, kind) for kind in Kind}
 
-    def stream(self, stream_id: str) -> Term:
-        """The term of all events of the stream."""
-        return Term(Kind.STREAM, stream_id, self._streams)
-
-    def type(self, event_type: str) -> Term:
-        """The term of all events of the type."""
-        return Term(Kind.TYPE, event_type, self._types)
-
-    def tag(self, tag: str) -> Term:
-        """The term of all events with the tag."""
-        return Term(Kind.TAG, tag, self._tags)
-
-    def key(self, stream_id: str, idempotency_key: str) -> Term:
-        """The term of the first event of the commit with this key."""
-        return Term(Kind.KEY, key_text(stream_id, idempotency_key), self._keys)
-
-
-def key_text(stream_id: str, idempotency_key: str) -> str:
-    """The text of a `Kind.KEY`; a stream_id has no control characters."""
-    return f"{stream_id}\0{idempotency_key}"
+    def least(self, term: Term) -> int:
+        """The least key that the term can have; it is kept with the term."""
+        least = term.hashed = least_keys(self._begun[term.kind], (term.text,))[0]
+        return least

@@ -1,0 +1,87 @@
+"""The index of sealed segments as a whole: opening the runs that fit, and making one of a part. Synchronous."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from aiostore.engines.file.blocks import Blocks
+from aiostore.engines.file.compaction import choose_runs
+from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.format import Damaged, Line, decode_checked_line
+from aiostore.engines.file.index import Part
+from aiostore.engines.file.run import Run
+from aiostore.engines.file.run_format import is_temporary, run_first
+from aiostore.engines.file.run_writer import Pause, SealedSegment, build_run, give_way
+from aiostore.engines.file.segment import LinePlaces, Segment
+from aiostore.engines.postings import Kind
+
+_log = logging.getLogger("aiostore")
+
+
+def open_runs(disk: Disk, directory: str, store_id: str, blocks: Blocks) -> tuple[list[Run], list[str]]:
+    """The runs that are whole, in order, and the paths of what else there is, which is of no use."""
+    runs: list[Run] = []
+    useless: list[str] = []
+    for name in disk.names(directory):
+        path = f"{directory}/{name}"
+        if is_temporary(name):
+            useless.append(path)
+        elif run_first(name) is not None:
+            try:
+                runs.append(Run.open(disk, path, store_id, blocks))
+            except FileNotFoundError:
+                pass  # merged meanwhile, by the process that writes
+            except (Damaged, OSError) as error:
+                _log.warning("%s cannot be used, the index is made anew: %s", path, error)
+                useless.append(path)
+    used, superfluous = choose_runs(runs)
+    for run in superfluous:
+        run.close()
+    return used, [*useless, *(run.path for run in superfluous if run.path not in {kept.path for kept in used})]
+
+
+def check_run(disk: Disk, run: Run, segments: Sequence[Segment], following: int) -> Line:
+    """That the run is the index of these segments, ``following`` being the next one's first event; or `Damaged`.
+
+    The segments are told where they end. Returns the last line.
+    """
+    if [segment.first_event_id for segment in segments] != [sealed.first_event_id for sealed in run.segments]:
+        raise Damaged("it is not the index of the segments that are there")
+    if run.last_event_id != following - 1:
+        raise Damaged(f"the run ends with event {run.last_event_id} where {following - 1} must be")
+    ends = [*(segment.first_event_id for segment in segments[1:]), following]
+    for segment, sealed, end in zip(segments, run.segments, ends, strict=True):
+        segment.last_event_id = end - 1
+        segment.end = sealed.size
+        (start,) = run.offsets(end - 1, end - 1)
+        file = disk.open_read(segment.path)
+        try:
+            size = disk.size(file)
+            data = disk.read(file, sealed.size - start, start) if size == sealed.size else b""
+        finally:
+            disk.close(file)
+        if size != sealed.size:
+            raise Damaged(f"{segment.path} has {size} bytes where {sealed.size} must be")
+        line = decode_checked_line(data.strip(b"\n"), segment.seed)
+        if line.crc != sealed.crc or line.event_id != end - 1 or line.more:
+            raise Damaged(f"the last line of {segment.path} is another")
+    return line
+
+
+def seal(disk: Disk, directory: str, store_id: str, part: Part, blocks: Blocks, pause: Pause = give_way) -> Run:
+    """Write the index of a part, to which nothing is added any more, and open it."""
+    postings = [(kind, part.by_kind[kind].items()) for kind in Kind]
+    sealed: list[SealedSegment] = []
+    for segment in part.segments:
+        assert isinstance(segment.places, LinePlaces), "a part has the places of its lines"
+        start, end = segment.span(segment.last_event_id, segment.last_event_id)
+        file = disk.open_read(segment.path)
+        try:
+            last = disk.read(file, end - start, start).strip(b"\n")
+        finally:
+            disk.close(file)
+        crc = last[-10:-2].decode("ascii", "replace")
+        sealed.append(SealedSegment(segment.first_event_id, segment.end, crc, segment.places.starts, postings))
+        postings = []  # those of the whole part stand with its first segment
+    return Run.open(disk, build_run(disk, directory, store_id, sealed, pause), store_id, blocks)
