@@ -60,11 +60,12 @@ class SealedSegment(NamedTuple):
 def build_run(
     disk: Disk, directory: str, store_id: str, segments: Sequence[SealedSegment], pause: Pause = give_way
 ) -> str:
-    """Write the run of neighbouring segments and return its path, durably and at once: a crash leaves it whole or not.
+    """Write the run of neighbouring segments, durably, and return its path. Waits for the device.
 
-    Where the run's name is taken it is replaced. Waits for the device. An `OSError`, and whatever ``pause`` raises,
-    leaves what was there. ValueError says that these segments cannot be in one run: more than `RUN_EVENTS_MAX` events,
-    one of more than `SEGMENT_BYTES_MAX`, an empty one, or segments that are no neighbours.
+    The file appears at once, in the place of any other of its name: a crash, an `OSError` and whatever ``pause`` raises
+    leave what was there (after a failed sync of the directory, the new file). Runs that it covers otherwise are left to
+    `choose_runs`. ValueError says that these segments cannot be one run: none at all, an empty one, one of more than
+    `SEGMENT_BYTES_MAX`, more than `RUN_EVENTS_MAX` events, or segments that are no neighbours in order.
     """
     table = [RunSegment(segment.first_event_id, segment.size, segment.crc) for segment in segments]
     last = _check_segments(segments)
