@@ -51,7 +51,7 @@ def sealed(first_event_id: int, entries: Sequence[Entry]) -> SealedSegment:
     starts = array("Q", [place * 150 + place % 7 for place in range(len(entries))])
     terms = naive(first_event_id, entries).items()
     postings = [(kind, [(text, ids) for (of, text), ids in terms if of == kind]) for kind in Kind]
-    return SealedSegment(first_event_id, len(entries) * 150 + 99, f"{first_event_id:08x}", starts, postings)
+    return SealedSegment(first_event_id, len(entries) * 150 + 99, f"{first_event_id % 2**32:08x}", starts, postings)
 
 
 def segments_of(sizes: Iterable[int], entries: Sequence[Entry], first_event_id: int = 1) -> list[SealedSegment]:

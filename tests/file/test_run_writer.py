@@ -247,6 +247,26 @@ def raised_by(call: Callable[[], object]) -> BaseException | None:
     return None
 
 
+def test_nothing_is_removed_before_the_new_run_is_durable() -> None:
+    disk = disk_with_runs(WatchedDisk)
+    assert isinstance(disk, WatchedDisk)
+    merge_runs(disk, DIRECTORY, STORE_ID, opened(disk), no_pause)
+    changes = [name for name in disk.calls.made if name in ("write_at", "sync", "replace", "sync_directory", "remove")]
+    assert changes[-6:] == ["sync", "replace", "sync_directory", "remove", "remove", "remove"]
+    assert set(changes[:-6]) == {"write_at"}
+
+
+def test_a_large_run_is_synced_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_file, "WRITE_BYTES", 4096)
+    monkeypatch.setattr(run_file, "SYNC_BYTES", 8192)
+    disk = WatchedDisk({f"{DIRECTORY}/x": b""})
+    build_run(disk, DIRECTORY, STORE_ID, [sealed(1, some_entries(6000))], no_pause)
+    changes = [name for name in disk.calls.made if name in ("write_at", "sync")]
+    unsynced = "".join(name[0] for name in changes).split("s")
+    assert len(unsynced) > 20
+    assert max(map(len, unsynced)) <= 3
+
+
 def test_a_run_that_was_merged_and_cannot_be_removed_is_left_to_the_next_opener() -> None:
     disk = disk_with_runs(WatchedDisk)
     assert isinstance(disk, WatchedDisk)
@@ -321,7 +341,7 @@ def test_the_work_can_be_ended_at_every_pause(way: str) -> None:
         pause = stopping(at)
         error = raised_by(partial(write, pause))
         if error is None:
-            assert at > 4
+            assert at > 2
             return
         assert isinstance(error, Stopped)
         assert disk.files() == before
@@ -365,13 +385,17 @@ def test_a_pause_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slept == [run_writer.PAUSE_SECONDS]
 
 
-@given(st.lists(st.lists(st.integers(0, 60)), max_size=6), st.integers(1, 5))
-def test_merged_takes_a_bounded_piece_at_once(sources: list[list[int]], size: int) -> None:
+@given(st.lists(st.lists(st.integers(0, 60)), max_size=6), st.integers(1, 9))
+def test_merged_gives_bounded_pieces(sources: list[list[int]], size: int) -> None:
     keys = [sorted(source) for source in sources]
-    pieces = [iter([source[at : at + size] for at in range(0, len(source), size)]) for source in keys]
-    found = list(merged(pieces, no_pause))
+    share = max(1, size // max(1, len(sources)))
+    pieces = [iter([source[at : at + share] for at in range(0, len(source), share)]) for source in keys]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_writer, "SLICE_KEYS", size)
+        found = list(merged(pieces, no_pause))
     assert [key for piece in found for key in piece] == sorted(key for source in keys for key in source)
-    assert all(0 < len(piece) <= size * len(sources) for piece in found)
+    assert all(0 < len(piece) < size / 2 + max(size, len(sources)) for piece in found)
+    assert all(len(piece) >= size / 2 for piece in found[:-1])
 
 
 # --- which runs to use, and which to merge ---

@@ -21,7 +21,7 @@ from aiostore.engines.file.run_format import RUN_EVENTS_MAX, SEGMENT_BYTES_MAX, 
 from aiostore.engines.file.terms import Kind, Postings, hash_of, least_keys
 
 SLICE_KEYS: Final = 4096
-"""So many keys are sorted at once, or half as many again."""
+"""About so many keys are sorted at once."""
 
 SLICE_TERMS: Final = 512
 """So many terms are hashed at once."""
@@ -102,11 +102,12 @@ def _sorted_slices(segments: Sequence[SealedSegment], salt: bytes, pause: Pause)
     keys: list[int] = []
     for batch in _key_batches(segments, salt):
         keys += batch
+        pause()
         if len(keys) >= SLICE_KEYS:
             keys.sort()
             slices.append(array("Q", keys))
             keys.clear()
-        pause()
+            pause()
     keys.sort()
     slices.append(array("Q", keys))
     return slices
@@ -201,11 +202,14 @@ def _rebased(run: Run, shift: int, size: int) -> Iterator[list[int]]:
 
 
 def merged(sources: Iterable[Iterator[list[int]]], pause: Pause) -> Iterator[list[int]]:
-    """Merge sources that are sorted each, and give their keys in pieces; it pauses before each."""
+    """Merge sources that are sorted each, and give their keys in pieces of about `SLICE_KEYS`; it pauses before each.
+
+    No source may give more at once than its share of that.
+    """
     heads = [(keys, source) for source in sources if (keys := next(source, []))]
+    taken: list[int] = []
     while heads:
         bound = min([keys[-1] for keys, _ in heads])
-        taken: list[int] = []
         following: list[tuple[list[int], Iterator[list[int]]]] = []
         for head in heads:
             keys, source = head
@@ -216,8 +220,10 @@ def merged(sources: Iterable[Iterator[list[int]]], pause: Pause) -> Iterator[lis
             taken += keys[:end]
             if rest := keys[end:] or next(source, []):
                 following.append((rest, source))
-        if len(heads) > 1:
-            taken.sort()
         heads = following
-        pause()
-        yield taken
+        # What is taken next is greater, so it can be sorted with this; where one source has a long row, it is little.
+        if 2 * len(taken) >= SLICE_KEYS or not heads:
+            taken.sort()
+            pause()
+            yield taken
+            taken = []
