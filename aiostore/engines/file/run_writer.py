@@ -26,6 +26,9 @@ SLICE_KEYS: Final = 4096
 SLICE_TERMS: Final = 512
 """So many terms are hashed at once."""
 
+BUCKET_BITS: Final = 6
+"""Keys are distributed by so many of their first bits."""
+
 FAN_IN_MAX: Final = 64
 """So many sorted slices are merged at once."""
 
@@ -70,8 +73,9 @@ def build_run(
     table = [RunSegment(segment.first_event_id, segment.size, segment.crc) for segment in segments]
     last = _check_segments(segments)
     offsets = chain.from_iterable(_offsets(segment.starts, pause) for segment in segments)
-    slices = _sorted_slices(segments, store_id.encode(), pause)
-    return write_run(disk, directory, store_id, table, last, offsets, _distinct(_merged_slices(slices, pause)), pause)
+    buckets = _buckets(segments, store_id.encode(), pause)
+    keys = _distinct(chain.from_iterable(_sorted_pieces(bucket, pause) for bucket in buckets))
+    return write_run(disk, directory, store_id, table, last, offsets, keys, pause)
 
 
 def _check_segments(segments: Sequence[SealedSegment]) -> int:
@@ -96,53 +100,58 @@ def _offsets(starts: array[int], pause: Pause) -> Iterator[bytes]:
         pause()
 
 
-def _sorted_slices(segments: Sequence[SealedSegment], salt: bytes, pause: Pause) -> list[array[int]]:
-    """The keys of all postings, in slices that are sorted each."""
-    slices: list[array[int]] = []
-    keys: list[int] = []
-    for batch in _key_batches(segments, salt):
-        keys += batch
-        pause()
-        if len(keys) >= SLICE_KEYS:
-            keys.sort()
-            slices.append(array("Q", keys))
-            keys.clear()
-            pause()
-    keys.sort()
-    slices.append(array("Q", keys))
-    return slices
-
-
-def _key_batches(segments: Sequence[SealedSegment], salt: bytes) -> Iterator[list[int]]:
-    """The keys of all postings, at most `SLICE_KEYS` at once and of at most `SLICE_TERMS` terms."""
+def _buckets(segments: Sequence[SealedSegment], salt: bytes, pause: Pause) -> list[array[int]]:
+    """The keys of all postings, those of each bucket less than those of the next: so they are sorted each alone."""
     first = segments[0].first_event_id
+    buckets = [array("Q") for _ in range(1 << BUCKET_BITS)]
     for kind, postings in chain.from_iterable(segment.postings for segment in segments):
         begun = hash_of(salt, kind)
         rest = iter(postings)
         while batch := list(islice(rest, SLICE_TERMS)):
-            keys: list[int] = []
+            count = 0
             for least, (_, ids) in zip(least_keys(begun, [text for text, _ in batch]), batch, strict=True):
+                append = buckets[least >> (64 - BUCKET_BITS)].append
                 shift = least - first
-                if len(keys) + len(ids) > SLICE_KEYS:
-                    yield keys
-                    keys = []
-                    whole = len(ids) // SLICE_KEYS * SLICE_KEYS
-                    for place in range(0, whole, SLICE_KEYS):
-                        yield [shift + event_id for event_id in ids[place : place + SLICE_KEYS]]
-                    ids = ids[whole:]
-                for event_id in ids:  # a comprehension takes longer to begin than the few that most terms have
-                    keys.append(shift + event_id)
-            yield keys
+                if len(ids) == 1:  # as most terms have
+                    append(shift + ids[0])
+                    continue
+                for part in (ids,) if len(ids) <= SLICE_KEYS else _parts(ids):
+                    for event_id in part:
+                        append(shift + event_id)
+                    count += len(part)
+                    if count >= SLICE_KEYS:
+                        pause()
+                        count = 0
+            pause()
+    return buckets
 
 
-def _merged_slices(slices: list[array[int]], pause: Pause) -> Iterator[list[int]]:
+def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for place in range(0, len(numbers), SLICE_KEYS):
+        yield numbers[place : place + SLICE_KEYS]
+
+
+def _sorted_pieces(keys: array[int], pause: Pause) -> Iterator[list[int]]:
+    """The keys in their order, in pieces of about `SLICE_KEYS`."""
+    if len(keys) <= SLICE_KEYS:
+        pause()
+        yield sorted(keys)
+        return
+    slices = []
+    for part in _parts(keys):
+        pause()
+        slices.append(array("Q", sorted(part)))
     while len(slices) > FAN_IN_MAX:
         slices = [
             _joined(_merged_slices(slices[place : place + FAN_IN_MAX], pause))
             for place in range(0, len(slices), FAN_IN_MAX)
         ]
-    size = max(1, SLICE_KEYS // len(slices))
-    yield from merged([_pieces(keys, size) for keys in slices], pause)
+    yield from _merged_slices(slices, pause)
+
+
+def _merged_slices(slices: list[array[int]], pause: Pause) -> Iterator[list[int]]:
+    share = max(1, SLICE_KEYS // len(slices))
+    return merged([_pieces(keys, share) for keys in slices], pause)
 
 
 def _pieces(keys: array[int], size: int) -> Iterator[list[int]]:
@@ -161,6 +170,8 @@ def _distinct(pieces: Iterable[list[int]]) -> Iterator[list[int]]:
     """Leave out what stands there twice: an event may have two terms with one hash."""
     last = -1
     for keys in pieces:
+        if not keys:
+            continue
         distinct = keys if len(set(keys)) == len(keys) else list(dict.fromkeys(keys))
         if distinct[0] == last:
             del distinct[0]
