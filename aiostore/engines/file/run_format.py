@@ -6,7 +6,7 @@ little-endian and unsigned. With n events, s segments, k keys, and a block being
 
 - the **header**, 512 bytes: a checksummed text like a slot of the head file, spaces, and a newline as the last byte::
 
-    {"format":1,"first_event_id":1,"last_event_id":4,"segments":2,"keys":11,"tables":"1a2b3c4d","crc":"…"}
+    {"format":1,"first_event_id":1,"last_event_id":4,"segments":2,"keys":10,"tables":"1018b872","crc":"99a9577c"}
 
   The seed of ``crc`` is ``crc32(store_id + "index")``. ``tables`` is the checksum of the segments' table and, going on
   from that, of the directory, each with all its bytes. The first event_id is that of the file's name; n is at most

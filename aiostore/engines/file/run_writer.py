@@ -22,10 +22,13 @@ from aiostore.engines.file.terms import Postings, hash_of, least_keys
 from aiostore.engines.postings import Kind
 
 SLICE_KEYS: Final = 4096
-"""So many keys are sorted at once, or half as many again."""
+"""About so many keys are sorted at once."""
 
 SLICE_TERMS: Final = 512
 """So many terms are hashed at once."""
+
+BUCKET_BITS: Final = 6
+"""Keys are distributed by so many of their first bits."""
 
 FAN_IN_MAX: Final = 64
 """So many sorted slices are merged at once."""
@@ -61,17 +64,19 @@ class SealedSegment(NamedTuple):
 def build_run(
     disk: Disk, directory: str, store_id: str, segments: Sequence[SealedSegment], pause: Pause = give_way
 ) -> str:
-    """Write the run of neighbouring segments and return its path, durably and at once: a crash leaves it whole or not.
+    """Write the run of neighbouring segments, durably, and return its path. Waits for the device.
 
-    Where the run's name is taken it is replaced. Waits for the device. An `OSError`, and whatever ``pause`` raises,
-    leaves what was there. ValueError says that these segments cannot be in one run: more than `RUN_EVENTS_MAX` events,
-    one of more than `SEGMENT_BYTES_MAX`, an empty one, or segments that are no neighbours.
+    The file appears at once, in the place of any other of its name: a crash, an `OSError` and whatever ``pause`` raises
+    leave what was there (after a failed sync of the directory, the new file). Runs that it covers otherwise are left to
+    `choose_runs`. ValueError says that these segments cannot be one run: none at all, an empty one, one of more than
+    `SEGMENT_BYTES_MAX`, more than `RUN_EVENTS_MAX` events, or segments that are no neighbours in order.
     """
     table = [RunSegment(segment.first_event_id, segment.size, segment.crc) for segment in segments]
     last = _check_segments(segments)
     offsets = chain.from_iterable(_offsets(segment.starts, pause) for segment in segments)
-    slices = _sorted_slices(segments, store_id.encode(), pause)
-    return write_run(disk, directory, store_id, table, last, offsets, _distinct(_merged_slices(slices, pause)), pause)
+    buckets = _buckets(segments, store_id.encode(), pause)
+    keys = _distinct(chain.from_iterable(_sorted_pieces(bucket, pause) for bucket in buckets))
+    return write_run(disk, directory, store_id, table, last, offsets, keys, pause)
 
 
 def _check_segments(segments: Sequence[SealedSegment]) -> int:
@@ -96,52 +101,58 @@ def _offsets(starts: array[int], pause: Pause) -> Iterator[bytes]:
         pause()
 
 
-def _sorted_slices(segments: Sequence[SealedSegment], salt: bytes, pause: Pause) -> list[array[int]]:
-    """The keys of all postings, in slices that are sorted each."""
-    slices: list[array[int]] = []
-    keys: list[int] = []
-    for batch in _key_batches(segments, salt):
-        keys += batch
-        if len(keys) >= SLICE_KEYS:
-            keys.sort()
-            slices.append(array("Q", keys))
-            keys.clear()
-        pause()
-    keys.sort()
-    slices.append(array("Q", keys))
-    return slices
-
-
-def _key_batches(segments: Sequence[SealedSegment], salt: bytes) -> Iterator[list[int]]:
-    """The keys of all postings, at most `SLICE_KEYS` at once and of at most `SLICE_TERMS` terms."""
+def _buckets(segments: Sequence[SealedSegment], salt: bytes, pause: Pause) -> list[array[int]]:
+    """The keys of all postings, those of each bucket less than those of the next: so they are sorted each alone."""
     first = segments[0].first_event_id
+    buckets = [array("Q") for _ in range(1 << BUCKET_BITS)]
     for kind, postings in chain.from_iterable(segment.postings for segment in segments):
         begun = hash_of(salt, kind)
         rest = iter(postings)
         while batch := list(islice(rest, SLICE_TERMS)):
-            keys: list[int] = []
+            count = 0
             for least, (_, ids) in zip(least_keys(begun, [text for text, _ in batch]), batch, strict=True):
+                append = buckets[least >> (64 - BUCKET_BITS)].append
                 shift = least - first
-                if len(keys) + len(ids) > SLICE_KEYS:
-                    yield keys
-                    keys = []
-                    whole = len(ids) // SLICE_KEYS * SLICE_KEYS
-                    for place in range(0, whole, SLICE_KEYS):
-                        yield [shift + event_id for event_id in ids[place : place + SLICE_KEYS]]
-                    ids = ids[whole:]
-                for event_id in ids:  # a comprehension takes longer to begin than the few that most terms have
-                    keys.append(shift + event_id)
-            yield keys
+                if len(ids) == 1:  # as most terms have
+                    append(shift + ids[0])
+                    continue
+                for part in (ids,) if len(ids) <= SLICE_KEYS else _parts(ids):
+                    for event_id in part:
+                        append(shift + event_id)
+                    count += len(part)
+                    if count >= SLICE_KEYS:
+                        pause()
+                        count = 0
+            pause()
+    return buckets
 
 
-def _merged_slices(slices: list[array[int]], pause: Pause) -> Iterator[list[int]]:
+def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for place in range(0, len(numbers), SLICE_KEYS):
+        yield numbers[place : place + SLICE_KEYS]
+
+
+def _sorted_pieces(keys: array[int], pause: Pause) -> Iterator[list[int]]:
+    """The keys in their order, in pieces of about `SLICE_KEYS`."""
+    if len(keys) <= SLICE_KEYS:
+        pause()
+        yield sorted(keys)
+        return
+    slices = []
+    for part in _parts(keys):
+        pause()
+        slices.append(array("Q", sorted(part)))
     while len(slices) > FAN_IN_MAX:
         slices = [
             _joined(_merged_slices(slices[place : place + FAN_IN_MAX], pause))
             for place in range(0, len(slices), FAN_IN_MAX)
         ]
-    size = max(1, SLICE_KEYS // len(slices))
-    yield from merged([_pieces(keys, size) for keys in slices], pause)
+    yield from _merged_slices(slices, pause)
+
+
+def _merged_slices(slices: list[array[int]], pause: Pause) -> Iterator[list[int]]:
+    share = max(1, SLICE_KEYS // len(slices))
+    return merged([_pieces(keys, share) for keys in slices], pause)
 
 
 def _pieces(keys: array[int], size: int) -> Iterator[list[int]]:
@@ -160,6 +171,8 @@ def _distinct(pieces: Iterable[list[int]]) -> Iterator[list[int]]:
     """Leave out what stands there twice: an event may have two terms with one hash."""
     last = -1
     for keys in pieces:
+        if not keys:
+            continue
         distinct = keys if len(set(keys)) == len(keys) else list(dict.fromkeys(keys))
         if distinct[0] == last:
             del distinct[0]
@@ -201,11 +214,14 @@ def _rebased(run: Run, shift: int, size: int) -> Iterator[list[int]]:
 
 
 def merged(sources: Iterable[Iterator[list[int]]], pause: Pause) -> Iterator[list[int]]:
-    """Merge sources that are sorted each, and give their keys in pieces; it pauses before each."""
+    """Merge sources that are sorted each, and give their keys in pieces of about `SLICE_KEYS`; it pauses before each.
+
+    No source may give more at once than its share of that.
+    """
     heads = [(keys, source) for source in sources if (keys := next(source, []))]
+    taken: list[int] = []
     while heads:
         bound = min([keys[-1] for keys, _ in heads])
-        taken: list[int] = []
         following: list[tuple[list[int], Iterator[list[int]]]] = []
         for head in heads:
             keys, source = head
@@ -216,8 +232,10 @@ def merged(sources: Iterable[Iterator[list[int]]], pause: Pause) -> Iterator[lis
             taken += keys[:end]
             if rest := keys[end:] or next(source, []):
                 following.append((rest, source))
-        if len(heads) > 1:
-            taken.sort()
         heads = following
-        pause()
-        yield taken
+        # What is taken next is greater, so it can be sorted with this; where one source has a long row, it is little.
+        if 2 * len(taken) >= SLICE_KEYS or not heads:
+            taken.sort()
+            pause()
+            yield taken
+            taken = []
