@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from aiostore.engines.file.format import Damaged
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_format import RunSegment, is_temporary, run_first
 from aiostore.engines.file.run_writer import SealedSegment, build_run
-from aiostore.engines.file.terms import Kind, Term, Terms, key_text
+from aiostore.engines.postings import Kind, Term, key_text
 from tests.file.disks import MemoryDisk
 
 STORE_ID = "000102030405060708090a0b0c0d0e0f"
@@ -89,30 +89,18 @@ def built(disk: Disk, segments: Sequence[SealedSegment], blocks: Blocks | None =
     return Run.open(disk, path, STORE_ID, blocks or Blocks())
 
 
-def term_of(kind: Kind, text: str) -> Term:
-    terms = Terms(STORE_ID)
-    if kind == Kind.KEY:
-        return terms.key(*text.split("\0"))
-    make: dict[Kind, Callable[[str], Term]] = {
-        Kind.STREAM: terms.stream,
-        Kind.TYPE: terms.type,
-        Kind.TAG: terms.tag,
-    }
-    return make[kind](text)
-
-
 def check_answers(run: Run, first_event_id: int, segments: Sequence[SealedSegment], entries: Sequence[Entry]) -> None:
     """The run says what the log says; ``entries`` are all of the log, from the event on."""
     place = run.first_event_id - first_event_id
     mine = entries[place : place + run.events_count]
     for (kind, text), expected in naive(run.first_event_id, mine).items():
-        term = term_of(kind, text)
-        assert run.ids(run.places(term, 1, 2**63)) == expected
-        assert run.ids(run.places(term, 1, 2**63)[::-1]) == expected[::-1]
-        assert run.ids(run.places(term, expected[0] + 1, expected[-1])) == expected[1:]
-        assert run.ids(run.places(term, expected[0], expected[-1] - 1)) == expected[:-1]
+        term = Term(kind, text)
+        assert run.ids(term, run.places(term, 1, 2**63)) == expected
+        assert run.ids(term, run.places(term, 1, 2**63)[::-1]) == expected[::-1]
+        assert run.ids(term, run.places(term, expected[0] + 1, expected[-1])) == expected[1:]
+        assert run.ids(term, run.places(term, expected[0], expected[-1] - 1)) == expected[:-1]
     for kind in Kind:
-        assert not run.places(term_of(kind, "nowhere\0"), 1, 2**63)
+        assert not run.places(Term(kind, "nowhere\0"), 1, 2**63)
     for segment in segments:
         last = segment.first_event_id + len(segment.starts) - 1
         if run.first_event_id <= segment.first_event_id <= run.last_event_id:

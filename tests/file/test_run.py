@@ -14,10 +14,11 @@ import pytest
 
 from aiostore.engines.file import run_format as fmt
 from aiostore.engines.file import terms as terms_module
-from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, WouldBlock
+from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks
+from aiostore.engines.file.disk import WouldBlock
 from aiostore.engines.file.format import Damaged
 from aiostore.engines.file.run import Run
-from aiostore.engines.file.terms import Kind, Terms
+from aiostore.engines.postings import Kind, Term, key_text
 from aiostore.errors import StoreClosed
 from tests.file.disks import MemoryDisk
 from tests.file.runs import (
@@ -32,7 +33,6 @@ from tests.file.runs import (
     sealed,
     segments_of,
     some_entries,
-    term_of,
 )
 
 EXAMPLE = [
@@ -104,7 +104,7 @@ def test_names() -> None:
 def answers(run: Run) -> object:
     """Everything that a run says."""
     postings = [
-        (run.ids(run.places(term_of(kind, text), 1, 9)), list(run.places(term_of(kind, text), 2, 3)))
+        (run.ids(Term(kind, text), run.places(Term(kind, text), 1, 9)), list(run.places(Term(kind, text), 2, 3)))
         for kind, text in [*naive(1, EXAMPLE), (Kind.STREAM, "no"), (Kind.TAG, "no")]
     ]
     offsets = [list(run.offsets(1, 3)), list(run.offsets(4, 4)), list(run.scan_offsets())]
@@ -216,7 +216,7 @@ def test_a_block_that_goes_bad_under_an_open_run_is_found_out_when_it_is_read() 
     damaged = 0
     for (kind, text), ids in naive(1, entries).items():
         try:
-            assert run.ids(run.places(term_of(kind, text), 1, 3000)) == ids
+            assert run.ids(Term(kind, text), run.places(Term(kind, text), 1, 3000)) == ids
         except Damaged:
             damaged += 1
     assert 0 < damaged < len(entries)
@@ -241,22 +241,23 @@ def test_a_term_that_fills_blocks_exactly(count: int) -> None:
     segments = segments_of([count], entries, 5)
     run = built(new_disk(), segments)
     check_answers(run, 5, segments, entries)
-    term = Terms(STORE_ID).stream("s")
+    term = Term(Kind.STREAM, "s")
     ids = range(5, 5 + count)
     for low in (0, 5, 6, 500, 516, 517, 518, 5 + count - 1, 5 + count):
         for high in (0, 5, 6, 515, 516, 517, 518, 5 + count - 1, 5 + count, 2**64):
-            assert run.ids(run.places(term, low, high)) == [n for n in ids if low <= n <= high]
+            assert run.ids(term, run.places(term, low, high)) == [n for n in ids if low <= n <= high]
 
 
 def test_places_can_be_sliced() -> None:
     run = built(new_disk(), segments_of([2000], [Entry("s")] * 2000))
-    places = run.places(Terms(STORE_ID).stream("s"), 1, 2000)
-    assert run.ids(places[500:600]) == list(range(501, 601))
-    assert run.ids(places[::-1][:600]) == list(range(2000, 1400, -1))
-    assert run.ids(range(7, 7)) == []
+    term = Term(Kind.STREAM, "s")
+    places = run.places(term, 1, 2000)
+    assert run.ids(term, places[500:600]) == list(range(501, 601))
+    assert run.ids(term, places[::-1][:600]) == list(range(2000, 1400, -1))
+    assert run.ids(term, range(7, 7)) == []
     for wrong in (range(-1, 3), range(3999, 4001), range(0, 10, 2)):
         with pytest.raises(IndexError):
-            run.ids(wrong)
+            run.ids(term, wrong)
     for first, last in ((0, 1), (1, 2001)):
         with pytest.raises(IndexError):
             run.offsets(first, last)
@@ -266,16 +267,16 @@ def test_a_run_without_postings_finds_nothing() -> None:
     segment = sealed(1, [Entry("s")])._replace(postings=[])
     run = built(new_disk(), [segment])
     assert run.keys_count == 0
-    assert not run.places(Terms(STORE_ID).stream("s"), 1, 9)
+    assert not run.places(Term(Kind.STREAM, "s"), 1, 9)
     assert list(run.offsets(1, 1)) == [0]
 
 
 def test_kinds_are_kept_apart_and_texts_of_any_kind_can_be_asked_for() -> None:
     run = built(new_disk(), segments_of([1], [Entry("a", "b", ("c",), "d")]))
-    terms = Terms(STORE_ID)
-    there = [terms.stream("a"), terms.type("b"), terms.tag("c"), terms.key("a", "d")]
-    absent = [terms.stream("b"), terms.type("a"), terms.tag("a"), terms.key("a", "a"), terms.stream("\ud800")]
-    assert [run.ids(run.places(term, 1, 1)) for term in there + absent] == [[1]] * 4 + [[]] * 5
+    there = [Term(*each) for each in zip(Kind, ["a", "b", "c", key_text("a", "d")], strict=True)]
+    absent = [Term(*each) for each in zip(Kind, ["b", "a", "a", key_text("a", "a")], strict=True)]
+    absent.append(Term(Kind.STREAM, "\ud800"))
+    assert [run.ids(term, run.places(term, 1, 1)) for term in there + absent] == [[1]] * 4 + [[]] * 5
     assert repr(there[0]) == "Term(STREAM, 'a')"
 
 
@@ -301,9 +302,9 @@ def test_terms_with_one_hash_give_more_ids_but_miss_none(monkeypatch: pytest.Mon
     entries = some_entries(1500)
     run = built(new_disk(), segments_of([700, 800], entries))
     for (kind, text), expected in naive(1, entries).items():
-        term = term_of(kind, text)
+        term = Term(kind, text)
         for low, high in ((1, 1500), (expected[0], expected[-1]), (400, 1100)):
-            ids = run.ids(run.places(term, low, high))
+            ids = run.ids(term, run.places(term, low, high))
             assert set(ids) >= {event_id for event_id in expected if low <= event_id <= high}
             assert sorted(set(ids)) == ids
             assert not ids or low <= ids[0] <= ids[-1] <= high
@@ -324,7 +325,7 @@ def test_a_thread_that_must_not_wait_gets_would_block_and_repeats_elsewhere() ->
     may_block = False
     blocks = Blocks(may_block=lambda: may_block)
     run = Run.open(Uncached({PATH: data}), PATH, STORE_ID, blocks)
-    term = Terms(STORE_ID).stream("cart-1")
+    term = Term(Kind.STREAM, "cart-1")
     for ask in (lambda: run.places(term, 1, 4), lambda: run.offsets(1, 2)):
         may_block = False
         with pytest.raises(WouldBlock):
@@ -377,7 +378,7 @@ def test_a_closed_run_says_so() -> None:
     run.close()
     run.close()
     assert disk.held == 0
-    term = Terms(STORE_ID).stream("cart-1")
+    term = Term(Kind.STREAM, "cart-1")
     for ask in (lambda: run.places(term, 1, 4), lambda: run.offsets(1, 2), lambda: list(run.scan_keys())):
         with pytest.raises(StoreClosed):
             ask()
@@ -393,7 +394,7 @@ def test_threads_look_up_while_blocks_are_evicted() -> None:
         try:
             for place in range(0, len(expected) * stride, stride):
                 (kind, text), ids = expected[place % len(expected)]
-                assert run.ids(run.places(term_of(kind, text), 1, 6000)) == ids
+                assert run.ids(Term(kind, text), run.places(Term(kind, text), 1, 6000)) == ids
         except BaseException as error:
             errors.append(error)
             raise

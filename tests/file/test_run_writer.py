@@ -23,7 +23,7 @@ from aiostore.engines.file.format import Damaged
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_format import FAN_OUT, RUN_EVENTS_MAX, level_of
 from aiostore.engines.file.run_writer import SealedSegment, build_run, give_way, merge_runs, merged
-from aiostore.engines.file.terms import Kind, Terms
+from aiostore.engines.postings import Kind, Term
 from tests.file.disks import Inode, MemoryDisk, WatchedDisk, left_after_power_loss
 from tests.file.runs import (
     DIRECTORY,
@@ -105,8 +105,8 @@ def test_dicts_of_arrays_are_postings() -> None:
     run = built(
         new_disk(), [SealedSegment(7, 300, "00000001", array("Q", [0, 9, 99]), [(Kind.STREAM, streams.items())])]
     )
-    terms = Terms(STORE_ID)
-    assert [run.ids(run.places(terms.stream(name), 1, 99)) for name in "abc"] == [[7, 9], [8], []]
+    terms = [Term(Kind.STREAM, name) for name in "abc"]
+    assert [run.ids(term, run.places(term, 1, 99)) for term in terms] == [[7, 9], [8], []]
 
 
 def test_on_the_real_disk(tmp_path: Path) -> None:

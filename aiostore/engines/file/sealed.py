@@ -50,6 +50,7 @@ def check_run(disk: Disk, run: Run, segments: Sequence[Segment], following: int)
         raise Damaged("it is not the index of the segments that are there")
     if run.last_event_id != following - 1:
         raise Damaged(f"the run ends with event {run.last_event_id} where {following - 1} must be")
+    line = None
     ends = [*(segment.first_event_id for segment in segments[1:]), following]
     for segment, sealed, end in zip(segments, run.segments, ends, strict=True):
         segment.last_event_id = end - 1
@@ -66,6 +67,7 @@ def check_run(disk: Disk, run: Run, segments: Sequence[Segment], following: int)
         line = decode_checked_line(data.strip(b"\n"), segment.seed)
         if line.crc != sealed.crc or line.event_id != end - 1 or line.more:
             raise Damaged(f"the last line of {segment.path} is another")
+    assert line is not None, "a run has a segment at least"
     return line
 
 
