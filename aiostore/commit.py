@@ -89,7 +89,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._fanout = fanout
         self._timestamp = timestamp
-        if self._engine.shared:
+        if self._engine.followed:
             self._tailer = Tailer(self._engine, fanout, self._publish)
 
     @property

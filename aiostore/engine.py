@@ -142,12 +142,17 @@ class Engine(ABC):
     durable: ClassVar[bool] = True
     """Whether events outlive the process."""
     shared: ClassVar[bool] = False
-    """Whether other processes append too: then it has `commit_shared`, `commits_after` and `changed`, not `commit`."""
+    """Whether other processes append too: then it has `commit_shared`, and not `commit`."""
 
     @property
     @abstractmethod
     def location(self) -> str:
         """What a person would call this store: its path, its URL without a password, ``memory``."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether others append, while it is open: then it has `commits_after` and `changed`."""
+        return self.shared
 
     @property
     def read_only(self) -> bool:
@@ -176,7 +181,7 @@ class Engine(ABC):
         CancelledError out of here says that nothing was stored.
         """
 
-    # Engines that are shared with other processes judge appends themselves, and tell what others have appended.
+    # Engines that are shared with other processes judge appends themselves.
 
     async def commit_shared(self, proposals: Sequence[Proposal], timestamp: str) -> Committed:
         """Judge the proposals in order and store what passes, durably; all in one step, as `commit`.
@@ -190,10 +195,13 @@ class Engine(ABC):
         """
         raise NotImplementedError
 
+    # Engines that are followed tell what others have appended.
+
     async def commits_after(self, after: int) -> Sequence[Commit]:
         """The next whole commits above event ``after``, in order, of a bounded number of bytes; empty at the head.
 
-        A commit of others may be cut where it is larger than that bound. Raises `EngineUnavailable`, `StoreClosed`.
+        A commit of others may be cut where it is larger than that bound. Raises `EngineUnavailable`, `StoreClosed`,
+        `StoreCorrupt`.
         """
         raise NotImplementedError
 

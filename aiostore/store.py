@@ -199,10 +199,7 @@ class EventStore(AsyncResource):
 
     def _followed(self) -> Fanout:
         """What is published, where it can be followed; checked as every call is."""
-        if self._engine.shared:  # which tells a reader, too, what comes
-            self._check()
-        else:
-            self._check_writer("it shows what was there then, and follows no writer")
+        self._check()
         return self._fanout
 
     def _check_writer(self, otherwise: str) -> None:

@@ -254,7 +254,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
                 return
             raise
         except EngineUnavailable as error:
-            if not self._engine.shared:
+            if not self._engine.followed:
                 raise
             # A live one outlives the outage of a server, too.
             logger.warning("a subscription at event %d cannot read on now, it is tried again: %s", inbox.held, error)

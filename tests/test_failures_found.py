@@ -127,12 +127,14 @@ async def test_a_commit_that_cannot_be_shown_stops_appends(store: EventStore, mo
     assert [event.event_id for event in await store.read_all(up_to=1).to_list()] == [1]
 
 
-async def test_a_store_opened_for_reading_refuses_to_follow(tmp_path: Path) -> None:
+async def test_a_store_opened_for_reading_follows_the_writer(tmp_path: Path) -> None:
+    """It was a snapshot once, of which a subscription never said anything."""
     async with EventStore(tmp_path / "s") as store:
         await store.append("s", "T", {})
-    async with EventStore(tmp_path / "s", mode="r") as store:
-        assert len(await store.read_all().to_list()) == 1
-        with pytest.raises(EngineUnsupported, match="follows no writer"):
-            store.subscribe()
-        with pytest.raises(EngineUnsupported, match="follows no writer"):
-            store.on_commit(lambda events: asyncio.sleep(0))
+        async with EventStore(tmp_path / "s", mode="r") as reader, reader.subscribe() as events:
+            assert (await anext(events)).event_id == 1
+            appended = await store.append("s", "T", {})
+            assert await anext(events) == appended
+            assert await reader.stream_version("s") == 2
+            with pytest.raises(EngineUnsupported, match="it takes no appends"):
+                await reader.append("s", "T", {})

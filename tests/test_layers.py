@@ -132,7 +132,7 @@ def test_imports_make_no_circle() -> None:
 
 # What the core needs
 
-CORE = {"aiofiles", "anyio", "filelock", "msgspec"}
+CORE = {"aiofiles", "anyio", "asyncinotify", "filelock", "msgspec"}
 
 
 def test_the_core_depends_on_few_packages() -> None:

@@ -15,9 +15,12 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, cast
 
 from aiofiles.threadpool.binary import AsyncFileIO
+
+if TYPE_CHECKING:
+    from asyncinotify import Inotify
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,6 +165,21 @@ class Disk:
     def remove(self, path: str) -> None:
         """Delete the file."""
         os.unlink(path)
+
+    def watch(self, directory: str, path: str) -> Inotify | None:
+        """What tells of writes to the file, and of files renamed in the directory; None where the system does not."""
+        if sys.platform != "linux":
+            return None
+        from asyncinotify import Inotify, Mask
+
+        inotify = Inotify()
+        try:
+            inotify.add_watch(path, Mask.MODIFY)
+            inotify.add_watch(directory, Mask.MOVED_TO)
+        except BaseException:
+            inotify.close()
+            raise
+        return inotify
 
     def lock(self, file: int, *, shared: bool) -> bool:
         """Take the file's lock if it is free; says whether it was."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
-from aiostore.engine import PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
+from aiostore.engine import PAGE_EVENTS, Commit, Engine, Facts, Head, Page, Plan, Question, Selection, State
 from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.disk import Disk, DiskThread, deliver_later, until_done
+from aiostore.engines.file.following import Follower
 from aiostore.engines.file.index import PART_BYTES_MIN, Index
 from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.opening import Options, Writer, check_place, open_to_read, open_to_write
@@ -47,6 +48,7 @@ class _Opened:
     pages: PageReader
     state: StateFile
     state_thread: ThreadPoolExecutor
+    follower: Follower | None
 
 
 class FileEngine(Engine):
@@ -131,9 +133,9 @@ class FileEngine(Engine):
         lookups = Lookups(readers, sealer.mend)
         state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
         state = StateFile(self._disk, directory, read_only=self._read_only)
-        self._opened = _Opened(
-            thread, readers, files, index, sealer, lookups, PageReader(index, files, lookups), state, state_thread
-        )
+        pages = PageReader(index, files, lookups)
+        follower = Follower(self._disk, directory, index, self._blocks, readers) if self._read_only else None
+        self._opened = _Opened(thread, readers, files, index, sealer, lookups, pages, state, state_thread, follower)
         sealer.look()
         return index.head
 
@@ -168,6 +170,8 @@ class FileEngine(Engine):
         opened.state_thread.shutdown()
         opened.sealer.close()
         opened.files.close()
+        if opened.follower is not None:
+            opened.follower.close()
         if self._writer is not None:
             self._writer.close()
         else:
@@ -180,6 +184,8 @@ class FileEngine(Engine):
                 self._writer.abandon()
             else:
                 self._opened.index.close()
+            if self._opened.follower is not None:
+                self._opened.follower.close()
             self._opened = None
 
     def _held(self) -> _Opened:
@@ -195,6 +201,24 @@ class FileEngine(Engine):
         if self._writer is None:
             raise EngineUnsupported(f"{self._path} was opened with mode='r': open it with mode='rw' to write")
         return self._writer
+
+    @property
+    def followed(self) -> bool:
+        return self._read_only
+
+    async def commits_after(self, after: int) -> Sequence[Commit]:
+        opened = self._held()
+        if opened.index.head.event_id <= after:
+            await self._following().advance()
+        return await opened.pages.commits(after) if opened.index.head.event_id > after else ()
+
+    async def changed(self, after: int) -> None:
+        await self._following().changed(after)
+
+    def _following(self) -> Follower:
+        follower = self._held().follower
+        assert follower is not None, "only a reader follows"
+        return follower
 
     async def facts(self, question: Question) -> Facts:
         opened = self._held()

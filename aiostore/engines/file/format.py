@@ -47,11 +47,11 @@ Example: a group of two commits, the second of two events and with a key, writte
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from operator import add
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -132,6 +132,8 @@ class Lines(NamedTuple):
     starts: list[int]
 
 
+E = TypeVar("E", Event, Line)
+
 decode_line = msgspec.json.Decoder(Line).decode
 _decode_event = msgspec.json.Decoder(Event).decode
 
@@ -197,6 +199,15 @@ def decode_checked_line(line: bytes, seed: int) -> Line:
 
 def decode_events(data: bytes, seed: int, first_event_id: int, count: int) -> list[Event]:
     """The events of so many neighbouring lines, each checked; each event holds only its own line. Else `Damaged`."""
+    return _decode(data, seed, first_event_id, count, _decode_event)
+
+
+def decode_lines(data: bytes, seed: int, first_event_id: int, count: int) -> list[Line]:
+    """The same as lines."""
+    return _decode(data, seed, first_event_id, count, decode_line)
+
+
+def _decode(data: bytes, seed: int, first_event_id: int, count: int, decode: Callable[[bytes], E]) -> list[E]:
     lines = data.split(b"\n")
     if len(lines) != count + 1 or lines[-1]:
         lines = [line for line in lines if line]
@@ -208,7 +219,7 @@ def decode_events(data: bytes, seed: int, first_event_id: int, count: int) -> li
         if line[-18:] != b',"crc":"%08x"}' % crc32(line[:-18], seed):
             raise Damaged("the checksum does not hold")
     try:
-        events = list(map(_decode_event, lines))
+        events = list(map(decode, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
     if [event.event_id for event in events] != list(range(first_event_id, first_event_id + count)):

@@ -12,20 +12,27 @@ _log = logging.getLogger("aiostore")
 _NOTHING = -1
 
 
+HEAD_BYTES = 2 * SLOT_BYTES
+
+
 def read_head(disk: Disk, path: str, store_id: str) -> int:
     """The durable head by the file, 0 where that says nothing: always a true lower bound."""
     if not disk.exists(path):
         return 0
     file = disk.open_read(path)
     try:
-        return max(0, *_slots(disk, file, store_id))
+        return decode_head(disk.read(file, HEAD_BYTES, 0), store_id)
     finally:
         disk.close(file)
 
 
-def _slots(disk: Disk, file: int, store_id: str) -> list[int]:
+def decode_head(data: bytes, store_id: str) -> int:
+    """The durable head by the bytes of the file."""
+    return max(0, *_slots(data, store_id))
+
+
+def _slots(data: bytes, store_id: str) -> list[int]:
     """What the two slots say, `_NOTHING` where one is not valid."""
-    data = disk.read(file, 2 * SLOT_BYTES, 0)
     slots = [decode_slot(data[start : start + SLOT_BYTES], store_id) for start in (0, SLOT_BYTES)]
     return [_NOTHING if slot is None else slot for slot in slots]
 
@@ -41,7 +48,7 @@ class HeadFile:
         self._unsynced = False
         self._file = disk.open_write(path)
         try:
-            slots = _slots(disk, self._file, store_id)
+            slots = _slots(disk.read(self._file, HEAD_BYTES, 0), store_id)
             self.event_id = max(0, *slots)
             self._slot = slots.index(min(slots))
             for slot in (0, 1):

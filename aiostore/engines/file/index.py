@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aiostore.engine import FIRST_TIMESTAMP, Commit, Head
+from aiostore.engines.file.format import Line
 from aiostore.engines.file.recent import Recent
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.segment import Segment
@@ -125,6 +126,18 @@ class Index:
     def segment_of(self, event_id: int) -> Segment:
         """The segment that the event is in."""
         return self.segments[bisect_right(self._firsts, event_id) - 1]
+
+    def add_lines(self, segment: Segment, lines: Sequence[Line], offsets: Sequence[int], end: int) -> None:
+        """Take in the next lines of the last segment, where each begins, and where they end."""
+        part = self.newest
+        part.add_all(lines)
+        versions = self.versions.room()
+        for line in lines:
+            versions[line.stream_id] = line.version
+            if line.key is not None:
+                part.add_key(line.stream_id, line.key, line.event_id)
+        segment.add(offsets, end)
+        self.head = Head(lines[-1].event_id, lines[-1].timestamp)
 
     def add_commits(self, commits: Sequence[Commit], starts: list[int], size: int) -> None:
         """Take in a group that was written at the end of the last segment."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
-from aiostore.engine import Page, Selection
-from aiostore.engines.file.format import Damaged, Line, decode_checked_line, decode_events
+from aiostore.engine import Commit, Page, Selection
+from aiostore.engines.file.format import Damaged, Line, decode_checked_line, decode_events, decode_lines
 from aiostore.engines.file.gaps import Gaps
 from aiostore.engines.file.index import Index
 from aiostore.engines.file.lookups import Lookups
@@ -112,6 +112,30 @@ class PageReader:
                 return range(line.event_id, line.event_id + line.more + 1)
             head = ids[0] - 1
         return None
+
+    async def commits(self, after: int) -> list[Commit]:
+        """The next whole commits above ``after``, as far as a page goes; one that is larger is cut."""
+        pieces = await self._ask(runs_up, self._index, after + 1, self._index.head.event_id)
+        commits: list[Commit] = []
+        lines: list[Line] = []
+        size = 0
+        for piece, data in zip(pieces, await self._files.read_all(pieces), strict=False):
+            if isinstance(data, OSError):
+                raise _unreadable(piece, data) from data
+            for first, last, starts in piece.runs:
+                try:
+                    decoded = decode_lines(data, piece.segment.seed, first, last - first + 1)
+                except Damaged as damaged:
+                    raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), first, last) from damaged
+                for line, start, end in zip(decoded, starts, starts[1:], strict=False):
+                    lines.append(line)
+                    size += end - start
+                    if not line.more:
+                        commits.append(_commit(lines, size))
+                        lines, size = [], 0
+        if lines and not commits:
+            commits.append(_commit(lines, size))
+        return commits
 
     # --- pages ---
 
@@ -284,6 +308,23 @@ def _unreadable(piece: Piece, error: OSError) -> EngineUnavailable | StoreCorrup
         return EngineUnavailable(f"{path} cannot be read now: {error}")
     ids = [event_id for run in piece.runs for event_id in (run.first_event_id, run.last_event_id)]
     return StoreCorrupt(path, piece.start, f"cannot be read: {error}", min(ids), max(ids))
+
+
+def _commit(lines: Sequence[Line], size: int) -> Commit:
+    events = [
+        Event(
+            line.event_id,
+            line.stream_id,
+            line.version,
+            line.event_type,
+            line.timestamp,
+            line.data,
+            line.metadata,
+            line.tags,
+        )
+        for line in lines
+    ]
+    return Commit(events, lines[0].key, size)
 
 
 def _page(events: list[Event], selection: Selection, cursor: int | None) -> Page:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
 
-from aiostore.engine import Head
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import CRC_BYTES, LINE_BYTES_MIN, Line, checksum_holds, decode_line
 from aiostore.engines.file.index import Damage, Index
@@ -63,7 +62,6 @@ class Scan:
         self.size = 0
         self._disk = disk
         self._index = index
-        self._part = index.newest
         self._going_on = going_on
         self._defer_after = defer_after
         self._last = segment.first_event_id - 1
@@ -122,11 +120,7 @@ class Scan:
             if line.event_id > up_to:
                 break
             segment.add([segment.end] * (line.event_id - segment.last_event_id - 1), segment.end)
-            segment.add((start,), end)
-            self._part.add_all((line,))
-            if line.key is not None:
-                self._part.add_key(line.stream_id, line.key, line.event_id)
-            self._index.head = Head(line.event_id, line.timestamp)
+            self._index.add_lines(segment, (line,), (start,), end)
             kept += 1
         del self.later[:kept]
 
@@ -180,39 +174,15 @@ class Scan:
 
         This is what opening costs: the same as taking one line after the other, in a third less time.
         """
-        segment, first = self.segment, self._last + 1
         if self.damages or self._last + len(lines) > self._defer_after:
             return 0
-        seed = segment.seed
-        for text in lines:
-            if text[-18:] != b',"crc":"%08x"}' % crc32(text[:-18], seed):
-                return 0
-        try:
-            taken = list(map(decode_line, lines))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return 0  # reported by who takes one after the other
-        if [line.event_id for line in taken] != list(range(first, first + len(taken))):
-            return 0
-        mores = [line.more for line in taken]
-        if any(mores):
-            if any(more and after != more - 1 for more, after in pairwise(mores)):
-                return 0
-            while mores and mores[-1]:
-                mores.pop()
-            del taken[len(mores) :]
-        keyed = [line for line in taken if line.key is not None]
-        if not taken or any(line.event_id > first and mores[line.event_id - first - 1] for line in keyed):
-            return 0
-        starts = list(accumulate([len(text) + 1 for text in lines[: len(taken)]], initial=position))
-        end = starts.pop()
-        segment.add(starts, end)
-        self._part.add_all(taken)
-        for line in keyed:
-            assert line.key is not None
-            self._part.add_key(line.stream_id, line.key, line.event_id)
-        self._index.head = Head(taken[-1].event_id, taken[-1].timestamp)
-        self._last = taken[-1].event_id
-        self.durable = max(self.durable, max([line.event_id - line.unsynced for line in taken]) - 1)
+        taken = take_valid(lines, self.segment.seed, self._last + 1)
+        if taken:
+            offsets = list(accumulate([len(text) + 1 for text in lines[: len(taken)]], initial=position))
+            end = offsets.pop()
+            self._index.add_lines(self.segment, taken, offsets, end)
+            self._last = taken[-1].event_id
+            self.durable = max(self.durable, max([line.event_id - line.unsynced for line in taken]) - 1)
         return len(taken)
 
     def _take_one(self, placed: Placed) -> str:
@@ -270,3 +240,26 @@ class Scan:
             self.undecodable = True  # reported by the caller as damage that no torn write leaves
             return None
         return line if self._is_plausible(line.event_id, position) else None
+
+
+def take_valid(lines: Sequence[bytes], seed: int, first_event_id: int) -> list[Line]:
+    """The whole commits that the lines, without their newlines, begin with; none if anything is not as it should be."""
+    for text in lines:
+        if text[-18:] != b',"crc":"%08x"}' % crc32(text[:-18], seed):
+            return []
+    try:
+        taken = list(map(decode_line, lines))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return []
+    if [line.event_id for line in taken] != list(range(first_event_id, first_event_id + len(taken))):
+        return []
+    mores = [line.more for line in taken]
+    if any(mores):
+        if any(more and after != more - 1 for more, after in pairwise(mores)):
+            return []
+        while mores and mores[-1]:
+            mores.pop()
+        del taken[len(mores) :]
+    if any(line.key is not None and place and mores[place - 1] for place, line in enumerate(taken)):
+        return []
+    return taken
