@@ -7,9 +7,9 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Final
-from zlib import crc32
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, Typecode, decode_numbers
+from aiostore.engines.file.checksum import crc32
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import Damaged
 from aiostore.engines.file.run_format import (
