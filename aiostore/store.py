@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
 from enum import Enum
 from typing import Any, Literal, Self
 from weakref import WeakSet
@@ -32,6 +33,7 @@ from aiostore.listeners import Handler, Listener
 from aiostore.query import AppendCondition, Query
 from aiostore.reader import Reader, check_query
 from aiostore.subscription import OnLive, Subscription, in_wait_body
+from aiostore.timestamps import check_moment
 from aiostore.worker import Worker
 
 Location = str | os.PathLike[str] | Engine | None
@@ -295,12 +297,15 @@ class EventStore(AsyncResource):
         *,
         from_version: int = 1,
         to_version: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         backwards: bool = False,
         limit: int | None = None,
     ) -> Reader:
         """Read a stream from ``from_version`` to ``to_version``, both included, at most ``limit`` events.
 
-        ``backwards`` only reverses the order: with a limit, the last events of the range come. No stream, no events.
+        ``since`` and ``until``: aware datetimes, as in `read_all`. All bounds hold at once. ``backwards`` only reverses
+        the order: with a limit, the last events of the range come. No stream, no events.
         """
         self._check()
         selection = Selection(
@@ -310,20 +315,26 @@ class EventStore(AsyncResource):
             to_version=check_bound("to_version", to_version),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check)
+        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
 
     def read_all(
         self,
         *,
         after: int = 0,
         up_to: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         query: Query | None = None,
         backwards: bool = False,
         limit: int | None = None,
     ) -> Reader:
         """Read all streams in the order of event_id: after < event_id <= up_to, at most ``limit`` events.
 
-        ``query``: only what it matches. ``backwards`` only reverses the order.
+        ``since`` and ``until``: aware datetimes of any zone, since <= timestamp < until, so that windows side by side
+        have each event once. They are found by search, not by reading what is before them. ``query``: only what it
+        matches. All bounds hold at once; ``backwards`` only reverses the order.
+
+        Raises ValueError for a naive datetime.
         """
         self._check()
         bound = check_bound("up_to", up_to)
@@ -333,7 +344,7 @@ class EventStore(AsyncResource):
             query=check_query(query),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check)
+        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
 
     async def stream_version(self, stream_id: str) -> int:
         """The version of the stream's last event, which is the number of its events; 0 when it has none."""
@@ -405,6 +416,14 @@ class EventStore(AsyncResource):
 
 
 _NO_BOUND = 2**63 - 1
+
+
+def _window(since: datetime | None, until: datetime | None) -> tuple[str | None, str | None]:
+    """The bounds in time as timestamps."""
+    return (
+        None if since is None else check_moment("since", since),
+        None if until is None else check_moment("until", until),
+    )
 
 
 async def _finish(step: Callable[[], Awaitable[None]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
 from aiostore.engines.postings import Postings
 from aiostore.errors import StateConflict
@@ -63,6 +65,9 @@ class MemoryEngine(Engine):
                 found.append(copy_event(event))
             cursor = event_id
         return Page(found, None)
+
+    async def first_since(self, timestamp: str, head: int) -> int:
+        return bisect_left(self._events, timestamp, hi=head, key=lambda event: event._timestamp) + 1
 
     async def load_state(self, key: str) -> State | None:
         return self._states.get(key)
