@@ -241,6 +241,8 @@ class Committer:
             return
         judgement = judge([(staged.append, staged.facts) for staged in group], ring, timestamp)
         if judgement.commits:
+            if len(judgement.commits[0].events) > self._limits.group_events_max:  # long to judge, and long to store
+                await asyncio.sleep(0)
             try:
                 await self._engine.commit(Plan(judgement.commits))
             except Exception as error:

@@ -8,18 +8,18 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 from weakref import WeakSet
 
 from anyio.abc import AsyncResource
 
+from aiostore.batch import Batch
 from aiostore.commit import Clock, Committer, utc_now
 from aiostore.drafts import (
     StreamDrafts,
     check_expected_version,
     check_stream_id,
     draft_event,
-    draft_events,
     make_append,
 )
 from aiostore.engine import Engine, Question, Selection
@@ -255,11 +255,13 @@ class EventStore(AsyncResource):
         """Store several events in one stream, all or none; returns them in order. See `append`.
 
         ``events``: ``(event_type, data)``, ``(event_type, data, metadata)`` or `NewEvent`, 64 MiB in all. Where it is
-        empty, the checks are made all the same and ``[]`` returns.
+        empty, the checks are made all the same and ``[]`` returns. All events are taken as they are now, in one step
+        (of 100,000 small ones, some 20 ms), and checked bit by bit, so that other tasks run meanwhile; those that have
+        values beyond plain JSON, such as datetimes, are checked in that step (10 to 20 times as long).
         """
         self._check_append()
-        part = self._draft(StreamAppend(stream_id, events, expected_version), "")
-        return await self._append([part], condition, idempotency_key)
+        part = self._take(StreamAppend(stream_id, events, expected_version), "")
+        return await self._append([await part.drafted()], condition, idempotency_key)
 
     async def append_streams(
         self,
@@ -277,13 +279,13 @@ class EventStore(AsyncResource):
         for index, part in enumerate(appends):
             if not isinstance(part, StreamAppend):
                 raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
-            parts.append(self._draft(part, f"appends[{index}]."))
-        return await self._append(parts, condition, idempotency_key)
+            parts.append(self._take(part, f"appends[{index}]."))
+        return await self._append([await part.drafted() for part in parts], condition, idempotency_key)
 
-    def _draft(self, part: StreamAppend, where: str) -> StreamDrafts:
+    def _take(self, part: StreamAppend, where: str) -> _Part:
         stream_id = check_stream_id(part.stream_id, f"{where}stream_id")
         expected_version = check_expected_version(part.expected_version)
-        return StreamDrafts(stream_id, draft_events(part.events, self._limits, f"{where}events"), expected_version)
+        return _Part(stream_id, Batch(part.events, self._limits, f"{where}events"), expected_version)
 
     async def _append(
         self, parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: str | None
@@ -413,6 +415,17 @@ class EventStore(AsyncResource):
                 state += f", staged={self._committer.staged_count}"
                 state += f", live subscriptions={len(fanout.live)}, listeners={len(fanout.listeners.registered)}"
         return f"<EventStore {self._engine.location!r} {state}>"
+
+
+class _Part(NamedTuple):
+    """The part of an append that goes to one stream, as the caller had it when it was made."""
+
+    stream_id: str
+    batch: Batch
+    expected_version: int | StreamState | None
+
+    async def drafted(self) -> StreamDrafts:
+        return StreamDrafts(self.stream_id, await self.batch.drafts(), self.expected_version)
 
 
 _NO_BOUND = 2**63 - 1
