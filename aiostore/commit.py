@@ -17,6 +17,7 @@ from aiostore.fanout import Fanout
 from aiostore.judging import NOTHING_KNOWN, Independents, judge, question_of, suffices
 from aiostore.limits import Limits
 from aiostore.tailer import Tailer
+from aiostore.timestamps import timestamp_text
 from aiostore.worker import Worker
 
 logger = logging.getLogger("aiostore")
@@ -240,6 +241,8 @@ class Committer:
             return
         judgement = judge([(staged.append, staged.facts) for staged in group], ring, timestamp)
         if judgement.commits:
+            if len(judgement.commits[0].events) > self._limits.group_events_max:  # long to judge, and long to store
+                await asyncio.sleep(0)
             try:
                 await self._engine.commit(Plan(judgement.commits))
             except Exception as error:
@@ -303,7 +306,4 @@ class Committer:
             self._fanout.listeners.release(staged.future, outcome)
 
     def _next_timestamp(self) -> str:
-        now = self._clock()
-        if now.tzinfo is not UTC:
-            now = now.astimezone(UTC)
-        return max(now.isoformat(timespec="microseconds")[: -len("+00:00")] + "Z", self._timestamp)
+        return max(timestamp_text(self._clock()), self._timestamp)

@@ -98,6 +98,11 @@ class InterestIndex:
         """The inboxes that want every event."""
         return _alive(self._others.get(_EVERYTHING, {}))
 
+    @property
+    def selective(self) -> bool:
+        """Whether any of the inboxes wants some events only."""
+        return bool(self._streams or self._types or self._tags or _UNINDEXED in self._others)
+
     def candidates(self, event: Event) -> list[Inbox]:
         """The other inboxes that may want the event, each once."""
         places = [self._streams.get(event.stream_id), self._types.get(event.event_type), self._others.get(_UNINDEXED)]
@@ -165,9 +170,18 @@ class Fanout:
     def _put(self, commit: Commit) -> None:
         for inbox in self.live.wanting_everything():
             inbox.put(commit.events, commit.bytes_estimate, self._group)
+        if not self.live.selective:
+            return
         wanted: dict[Inbox, list[Event]] = {}
+        stream_id = event_type = ""
+        tags: Sequence[str] = ()
+        candidates: list[Inbox] = []
         for event in commit.events:
-            for inbox in self.live.candidates(event):
+            # Most events of a long commit are like the one before.
+            if event.stream_id != stream_id or event.event_type != event_type or event.tags != tags:
+                stream_id, event_type, tags = event.stream_id, event.event_type, event.tags
+                candidates = self.live.candidates(event)
+            for inbox in candidates:
                 if inbox.interest.matches(event):
                     wanted.setdefault(inbox, []).append(event)
         for inbox, events in wanted.items():

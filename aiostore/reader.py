@@ -44,9 +44,19 @@ class Reader(AsyncIterator[Event]):
     Cancelled and called again, it goes on where it was. One task at a time: RuntimeError for a second.
     """
 
-    def __init__(self, engine: Engine, selection: Selection, limit: int | None, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        selection: Selection,
+        limit: int | None,
+        check: Callable[[], None],
+        since: str | None = None,
+        until: str | None = None,
+    ) -> None:
         self._engine = engine
         self._selection = selection
+        self._since = since
+        self._until = until
         self._left = limit
         self._check = check
         self._started: tuple[int, int] | None = None
@@ -124,6 +134,12 @@ class Reader(AsyncIterator[Event]):
         stream_id = self._selection.stream_id
         facts = await self._engine.facts(Question([stream_id] if stream_id is not None else ()))
         version = facts.versions[stream_id] if stream_id is not None else 0
-        self._selection = replace(self._selection, up_to=min(self._selection.up_to, facts.head))
+        after, up_to = self._selection.after, min(self._selection.up_to, facts.head)
         self._done = self._left == 0 or (stream_id is not None and version == 0)
+        if not self._done:
+            if self._until is not None and after < up_to:
+                up_to = await self._engine.first_since(self._until, up_to) - 1
+            if self._since is not None and after < up_to:
+                after = max(after, await self._engine.first_since(self._since, up_to) - 1)
+        self._selection = replace(self._selection, after=after, up_to=up_to)
         self._started = (facts.head, version)

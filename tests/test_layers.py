@@ -18,7 +18,7 @@ import aiostore
 ROOT = Path(aiostore.__file__).parent
 
 LAYERS: dict[int, list[str]] = {
-    0: ["errors", "events", "query", "limits", "strictjson", "drafts"],
+    0: ["errors", "events", "query", "limits", "strictjson", "timestamps", "drafts", "batch"],
     1: ["engine"],
     2: ["engines"],
     3: [
