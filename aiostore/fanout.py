@@ -163,15 +163,30 @@ class Fanout:
         self._group += 1
         for commit in commits:
             self.ring.add(commit)
-            if self.live:
-                self._put(commit)
+        if self.live:
+            self._put_everything(commits)
+            for commit in commits:
+                if not self.live.selective:
+                    break
+                self._put_wanted(commit)
+        for commit in commits:
             self.listeners.put(commit)
 
-    def _put(self, commit: Commit) -> None:
-        for inbox in self.live.wanting_everything():
-            inbox.put(commit.events, commit.bytes_estimate, self._group)
-        if not self.live.selective:
+    def _put_everything(self, commits: Sequence[Commit]) -> None:
+        inboxes = self.live.wanting_everything()
+        if not inboxes:
             return
+        events = commits[0].events if len(commits) == 1 else [event for commit in commits for event in commit.events]
+        size = sum([commit.bytes_estimate for commit in commits])
+        for inbox in inboxes:
+            if len(commits) == 1 or inbox.has_room_for(len(events), size):  # a group at once: one step instead of many
+                inbox.put(events, size, self._group)
+                continue
+            for commit in commits:
+                if inbox.live:
+                    inbox.put(commit.events, commit.bytes_estimate, self._group)
+
+    def _put_wanted(self, commit: Commit) -> None:
         wanted: dict[Inbox, list[Event]] = {}
         stream_id = event_type = ""
         tags: Sequence[str] = ()

@@ -14,7 +14,7 @@ from anyio.abc import AsyncResource
 
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
 from aiostore.errors import EngineUnavailable, SlowSubscriber, StoreClosed
-from aiostore.events import END, Event, Position, copy_event
+from aiostore.events import END, Event, Position, copies, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
 from aiostore.reader import Batches
@@ -172,7 +172,11 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
 
     async def _take(self, max_events: int) -> list[Event]:
         await self._fill()
-        events = [self._hand_out() for _ in range(min(max_events, len(self._inbox.events)))]
+        shared = self._inbox.shared
+        events = self._inbox.take_some(max_events)
+        self._delivered_count += len(events)
+        if shared:
+            events = copies(events)
         if events and self._inbox.on_slow is OnSlow.WAIT:
             self._begin_body()
         return events
