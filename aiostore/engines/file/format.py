@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, repeat
 from operator import add
 from sys import byteorder
@@ -187,9 +187,9 @@ def checksum_holds(line: bytes, seed: int) -> bool:
     return line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc32(line[:-CRC_BYTES], seed)
 
 
-def checksums_hold(lines: Sequence[bytes], seed: int) -> bool:
+def checksums_hold(lines: Sequence[bytes], seeds: Iterable[int]) -> bool:
     """Whether each of the lines, without its newline, ends in its checksum; cheaper than to ask for each."""
-    sums = array("I", [crc32(line[:-CRC_BYTES], seed) for line in lines])
+    sums = array("I", [crc32(line[:-CRC_BYTES], seed) for line, seed in zip(lines, seeds, strict=False)])
     if byteorder == "little":
         sums.byteswap()
     # The ends that they must have, made as one text: ,"crc":"1a2b3c4d"},"crc":"…
@@ -207,32 +207,37 @@ def decode_checked_line(line: bytes, seed: int) -> Line:
         raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
 
 
-def decode_events(data: bytes, seed: int, first_event_id: int, count: int) -> list[Event]:
-    """The events of so many neighbouring lines, each checked; each event holds only its own line. Else `Damaged`."""
-    return _decode(data, seed, first_event_id, count, _decode_event)
-
-
-def decode_lines(data: bytes, seed: int, first_event_id: int, count: int) -> list[Line]:
-    """The same as lines."""
-    return _decode(data, seed, first_event_id, count, decode_line)
-
-
-def _decode(data: bytes, seed: int, first_event_id: int, count: int, decode: Callable[[bytes], E]) -> list[E]:
+def lines_of(data: bytes) -> list[bytes]:
+    """The lines of the bytes, without their newlines and without padding; what has no newline is left out."""
     lines = data.split(b"\n")
-    if len(lines) != count + 1 or lines[-1]:
-        lines = [line for line in lines if line]
-        if len(lines) != count or data[-1:] != b"\n":
-            raise Damaged(f"{len(lines)} lines where {count} must be")
-    else:
-        lines.pop()
-    if not (checksums_hold(lines, seed) if count > 1 else checksum_holds(lines[0], seed)):
+    lines.pop()
+    return [line for line in lines if line] if b"" in lines else lines
+
+
+def decode_events(lines: Sequence[bytes], seeds: Sequence[int], ids: Sequence[int]) -> list[Event]:
+    """The events of lines, without their newlines, each checked with its seed; each holds only its own line.
+
+    Raises `Damaged`.
+    """
+    return _checked(lines, seeds, ids, _decode_event)
+
+
+def decode_lines(lines: Sequence[bytes], seeds: Sequence[int], ids: Sequence[int]) -> list[Line]:
+    """The same as lines."""
+    return _checked(lines, seeds, ids, decode_line)
+
+
+def _checked(lines: Sequence[bytes], seeds: Iterable[int], ids: Sequence[int], decode: Callable[[bytes], E]) -> list[E]:
+    if len(lines) != len(ids):
+        raise Damaged(f"{len(lines)} lines where {len(ids)} must be")
+    if not checksums_hold(lines, seeds):
         raise Damaged("the checksum does not hold")
     try:
         events = list(map(decode, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
-    if [event.event_id for event in events] != list(range(first_event_id, first_event_id + count)):
-        raise Damaged(f"event {first_event_id} is not where it must be")
+    if [event.event_id for event in events] != list(ids):
+        raise Damaged(f"event {ids[0]} is not where it must be")
     return events
 
 

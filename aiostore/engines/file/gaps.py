@@ -70,6 +70,6 @@ class Gaps:
             if damage.first < event.event_id:
                 return damage.error()
         segment = self._index.segment_of(event.event_id)
-        offset, _ = segment.span(event.event_id, event.event_id)
+        offset, _ = segment.span(event.event_id)
         reason = f"version {event.version} of stream {self._stream_id!r} stands where version {version} must"
         return StoreCorrupt(segment.path, offset, reason, event.event_id, event.event_id)

@@ -9,11 +9,18 @@ from itertools import islice
 from typing import NamedTuple
 
 from aiostore.engine import Commit, Page, Selection
-from aiostore.engines.file.format import Damaged, Line, decode_checked_line, decode_events, decode_lines
+from aiostore.engines.file.format import (
+    LINE_BYTES_MIN,
+    Damaged,
+    Line,
+    decode_checked_line,
+    decode_events,
+    decode_lines,
+)
 from aiostore.engines.file.gaps import Gaps
 from aiostore.engines.file.index import Index
 from aiostore.engines.file.lookups import Lookups
-from aiostore.engines.file.pieces import Piece, Run, runs_down, runs_up, scattered
+from aiostore.engines.file.pieces import Piece, runs_down, runs_up, scattered
 from aiostore.engines.file.segment import SegmentFiles
 from aiostore.engines.postings import (
     Kind,
@@ -70,11 +77,11 @@ class PageReader:
         if lost or not 1 <= event_id <= self._index.head.event_id:
             return None
         (piece,) = await self._ask(scattered, self._index, (event_id,))
-        (data,) = await self._files.read_all([piece])
-        if isinstance(data, OSError):
-            raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {data}") from data
+        read, error = await self._files.read_all([piece])
+        if error is not None:
+            raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {error}") from error
         try:
-            return decode_checked_line(data.strip(b"\n"), piece.segment.seed)
+            return decode_checked_line(read[0][0].rstrip(b"\n"), piece.segment.seed)
         except Damaged:
             return None
 
@@ -119,20 +126,21 @@ class PageReader:
         commits: list[Commit] = []
         lines: list[Line] = []
         size = 0
-        for piece, data in zip(pieces, await self._files.read_all(pieces), strict=False):
-            if isinstance(data, OSError):
-                raise _unreadable(piece, data) from data
-            for first, last, starts in piece.runs:
-                try:
-                    decoded = decode_lines(data, piece.segment.seed, first, last - first + 1)
-                except Damaged as damaged:
-                    raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), first, last) from damaged
-                for line, start, end in zip(decoded, starts, starts[1:], strict=False):
-                    lines.append(line)
-                    size += end - start
-                    if not line.more:
-                        commits.append(_commit(lines, size))
-                        lines, size = [], 0
+        read, error = await self._files.read_all(pieces)
+        if error is not None and not read:
+            raise _unreadable(pieces[0], error) from error
+        for piece, texts in zip(pieces, read, strict=False):
+            try:
+                decoded = decode_lines(texts, [piece.segment.seed] * len(texts), piece.ids)
+            except Damaged as damaged:
+                ids = piece.ids
+                raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), ids[0], ids[-1]) from damaged
+            for line in decoded:
+                lines.append(line)
+                size += LINE_BYTES_MIN + len(memoryview(line.data))
+                if not line.more:
+                    commits.append(_commit(lines, size))
+                    lines, size = [], 0
         if lines and not commits:
             commits.append(_commit(lines, size))
         return commits
@@ -267,47 +275,49 @@ class PageReader:
 
     async def _events(self, pieces: list[Piece], backwards: bool) -> list[Event]:
         """The events of the pieces, in the order of the selection; those before damage, or `StoreCorrupt` there."""
-        events: list[Event] = []
-        for piece, data in zip(pieces, await self._files.read_all(pieces), strict=False):
-            if isinstance(data, OSError):
-                if not events:
-                    raise _unreadable(piece, data) from data
-                return events
-            for first, last, starts in piece.runs:
-                lines = data[starts[0] - piece.start : starts[-1] - piece.start]
-                try:
-                    run = decode_events(lines, piece.segment.seed, first, last - first + 1)
-                except Damaged as damaged:
-                    return self._before_damage(events, piece, lines, Run(first, last, starts), backwards, damaged)
-                if backwards:
-                    run.reverse()
-                events.extend(run)
-        return events
+        read, error = await self._files.read_all(pieces)
+        if error is not None and not read:
+            raise _unreadable(pieces[0], error) from error
+        lines: list[bytes] = []
+        seeds: list[int] = []
+        ids: list[int] = []
+        for piece, own in zip(pieces, read, strict=False):
+            turned = backwards and piece.spans is None
+            lines += reversed(own) if turned else own
+            ids += reversed(piece.ids) if turned else piece.ids
+            seeds += [piece.segment.seed] * len(own)
+        try:
+            return decode_events(lines, seeds, ids)
+        except Damaged:
+            return await self._before_damage(ids)
 
-    def _before_damage(
-        self, events: list[Event], piece: Piece, lines: bytes, run: Run, backwards: bool, damaged: Damaged
-    ) -> list[Event]:
+    async def _before_damage(self, ids: Sequence[int]) -> list[Event]:
         """What comes before the damage is served, one by one; where nothing does, it is raised."""
-        places = range(len(run.starts) - 1)
-        for place in reversed(places) if backwards else places:
-            start, end = run.starts[place], run.starts[place + 1]
-            event_id = run.first_event_id + place
-            line = lines[start - run.starts[0] : end - run.starts[0]]
+        events: list[Event] = []
+        for event_id in ids:
+            (piece,) = await self._ask(scattered, self._index, (event_id,))
+            read, error = await self._files.read_all([piece])
             try:
-                events.extend(decode_events(line, piece.segment.seed, event_id, 1))
-            except Damaged as here:
+                if error is not None:
+                    raise _unreadable(piece, error) from error
+                line = read[0][0].rstrip(b"\n")  # behind it there may be padding
+                events += decode_events([line], [piece.segment.seed], [event_id])
+            except (Damaged, EngineUnavailable, StoreCorrupt) as here:
                 if events:
                     return events
+                if not isinstance(here, Damaged):
+                    raise
+                start, _ = await self._ask(piece.segment.span, event_id)
                 raise StoreCorrupt(piece.segment.path, start, str(here), event_id, event_id) from here
-        raise AssertionError(f"each line by itself is whole, but together they are not: {damaged}")
+        return events
 
 
 def _unreadable(piece: Piece, error: OSError) -> EngineUnavailable | StoreCorrupt:
     path = piece.segment.path
     if error.errno not in (errno.EIO, errno.ENOENT):  # too many open files, no memory, no rights…
         return EngineUnavailable(f"{path} cannot be read now: {error}")
-    ids = [event_id for run in piece.runs for event_id in (run.first_event_id, run.last_event_id)]
-    return StoreCorrupt(path, piece.start, f"cannot be read: {error}", min(ids), max(ids))
+    start = min(piece.spans)[0] if piece.spans else piece.start
+    return StoreCorrupt(path, start, f"cannot be read: {error}", min(piece.ids), max(piece.ids))
 
 
 def _commit(lines: Sequence[Line], size: int) -> Commit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, Typecode, decode_numbers
@@ -23,6 +23,7 @@ from aiostore.engines.file.run_format import (
     level_of,
     run_name,
 )
+from aiostore.engines.file.segment import Segment
 from aiostore.engines.file.terms import ORDINAL_MASK, Hashes
 from aiostore.engines.postings import Term
 from aiostore.errors import StoreClosed
@@ -167,6 +168,22 @@ class Run:
             starts = self._starts(number)[at : at + end - place]
             found += starts
             place += len(starts)
+        return found
+
+    def spans(self, ids: Sequence[int], segment: Segment) -> list[tuple[int, int]]:
+        """Where the lines of these events of the segment begin and end."""
+        base, blocks, first_number = self.first_event_id, self._blocks.recent, self._number
+        last, end = segment.last_event_id, segment.end
+        found: list[tuple[int, int]] = []
+        for event_id in ids:
+            number, at = divmod(event_id - base, BLOCK_OFFSETS)
+            starts = blocks.get(first_number + number) or self._starts(number)
+            if event_id == last:
+                found.append((starts[at], end))
+            elif at + 1 < BLOCK_OFFSETS:
+                found.append((starts[at], starts[at + 1]))
+            else:
+                found.append((starts[at], self._starts(number + 1)[0]))
         return found
 
     # --- blocks ---

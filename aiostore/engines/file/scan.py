@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from typing import NamedTuple
 
 import msgspec
@@ -243,7 +243,7 @@ class Scan:
 
 def take_valid(lines: Sequence[bytes], seed: int, first_event_id: int) -> list[Line]:
     """The whole commits that the lines, without their newlines, begin with; none if anything is not as it should be."""
-    if not lines or not checksums_hold(lines, seed):
+    if not lines or not checksums_hold(lines, repeat(seed)):
         return []
     try:
         taken = list(map(decode_line, lines))

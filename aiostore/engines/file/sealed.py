@@ -77,7 +77,7 @@ def seal(disk: Disk, directory: str, store_id: str, part: Part, blocks: Blocks, 
     sealed: list[SealedSegment] = []
     for segment in part.segments:
         assert isinstance(segment.places, LinePlaces), "a part has the places of its lines"
-        start, end = segment.span(segment.last_event_id, segment.last_event_id)
+        start, end = segment.span(segment.last_event_id)
         file = disk.open_read(segment.path)
         try:
             last = disk.read(file, end - start, start).strip(b"\n")

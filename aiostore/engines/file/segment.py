@@ -6,17 +6,17 @@ import asyncio
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.format import line_seed, segment_name
+from aiostore.engines.file.format import line_seed, lines_of, segment_name
 from aiostore.errors import StoreClosed
 
 
 class Piece(Protocol):
-    """What is read at once."""
+    """What is read of a segment; see `pieces`."""
 
     @property
     def segment(self) -> Segment: ...
@@ -24,7 +24,12 @@ class Piece(Protocol):
     def start(self) -> int: ...
     @property
     def end(self) -> int: ...
+    @property
+    def spans(self) -> Sequence[tuple[int, int]] | None: ...
 
+
+GAP_BYTES = 1024
+"""Lines so near to each other are read at once."""
 
 NOWAIT_BYTES_MAX = 1024 * 1024
 """More than this is not copied in the loop."""
@@ -54,15 +59,13 @@ class Segment:
             return self.places.offsets(first_event_id, last_event_id + 1)
         return [*self.places.offsets(first_event_id, last_event_id), self.end]
 
-    def span(self, first_event_id: int, last_event_id: int) -> tuple[int, int]:
-        """From where to where the bytes of these events go."""
-        if first_event_id == last_event_id < self.last_event_id:
-            start, end = self.places.offsets(first_event_id, last_event_id + 1)
-            return start, end
-        start = self.places.offsets(first_event_id, first_event_id)[0]
-        if last_event_id == self.last_event_id:
-            return start, self.end
-        return start, self.places.offsets(last_event_id + 1, last_event_id + 1)[0]
+    def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """From where to where the line of each of these events goes, which go up or down."""
+        return self.places.spans(ids, self)
+
+    def span(self, event_id: int) -> tuple[int, int]:
+        """From where to where the line of the event goes."""
+        return self.spans((event_id,))[0]
 
     def extend(self, starts: Sequence[int], size: int) -> None:
         """Take in lines that were written at the end: where each begins in these bytes, and how many bytes."""
@@ -84,6 +87,10 @@ class Places(Protocol):
         """Where the lines of these events begin, each."""
         ...
 
+    def spans(self, ids: Sequence[int], segment: Segment) -> list[tuple[int, int]]:
+        """Where the lines of these events of the segment begin and end."""
+        ...
+
 
 class LinePlaces:
     """The same, in memory."""
@@ -97,6 +104,13 @@ class LinePlaces:
     def offsets(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
         """See `Places`."""
         return self.starts[first_event_id - self._first : last_event_id - self._first + 1]
+
+    def spans(self, ids: Sequence[int], segment: Segment) -> list[tuple[int, int]]:
+        """See `Places`."""
+        starts, first, last, end = self.starts, self._first, segment.last_event_id, segment.end
+        return [
+            (starts[event_id - first], end if event_id == last else starts[event_id - first + 1]) for event_id in ids
+        ]
 
     def extend(self, offsets: Iterable[int]) -> None:
         """Take in the next lines."""
@@ -125,50 +139,50 @@ class SegmentFiles:
         self._opened: OrderedDict[int, _Open] = OrderedDict()
         self._refusing = False
 
-    async def read_all(self, pieces: Sequence[Piece]) -> list[bytes | OSError]:
-        """The bytes of each piece; where one cannot be read, the error, and nothing of those behind it.
+    async def read_all(self, pieces: Sequence[Piece]) -> tuple[list[list[bytes]], OSError | None]:
+        """The lines of each piece, without their newlines; where one cannot be read, those before it, and the error.
 
         Cancellation leaves nothing behind. Raises `StoreClosed` after `refuse`.
         """
         if self._refusing:
             raise StoreClosed
-        read: list[bytes | OSError] = []
+        read: list[list[bytes]] = []
+        error = self._read_nowait(pieces, read)
+        if error is None and len(read) < len(pieces):
+            loop = asyncio.get_running_loop()
+            error = await loop.run_in_executor(self._threads, self._read_waiting, pieces[len(read) :], read)
+        return read, error
+
+    def _read_nowait(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
+        """Read as many as are in memory."""
         for piece in pieces:
-            data = self._read_nowait(piece)
-            if data is None:
-                rest = pieces[len(read) :]
-                loop = asyncio.get_running_loop()
-                return read + await loop.run_in_executor(self._threads, self._read_waiting, rest)
-            read.append(data)
-            if isinstance(data, OSError):
-                break
-        return read
+            opened = self._take(piece.segment.first_event_id)
+            if opened is None or piece.end - piece.start > NOWAIT_BYTES_MAX:
+                return None
+            try:
+                lines = _lines(self._disk.read_nowait, opened.file, piece)
+            except OSError as error:
+                return error
+            finally:
+                self._give_back(opened)
+            if lines is None:
+                return None
+            read.append(lines)
+        return None
 
-    def _read_nowait(self, piece: Piece) -> bytes | OSError | None:
-        size = piece.end - piece.start
-        opened = self._take(piece.segment.first_event_id) if size <= NOWAIT_BYTES_MAX else None
-        if opened is None:
-            return None
-        try:
-            return self._disk.read_nowait(opened.file, size, piece.start)
-        except OSError as error:
-            return error
-        finally:
-            self._give_back(opened)
-
-    def _read_waiting(self, pieces: Sequence[Piece]) -> list[bytes | OSError]:
-        read: list[bytes | OSError] = []
+    def _read_waiting(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
         for piece in pieces:
             try:
                 opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
                 try:
-                    read.append(self._disk.read(opened.file, piece.end - piece.start, piece.start))
+                    lines = _lines(self._disk.read, opened.file, piece)
                 finally:
                     self._give_back(opened)
             except OSError as error:
-                read.append(error)
-                break
-        return read
+                return error
+            assert lines is not None, "it waits"
+            read.append(lines)
+        return None
 
     def _take(self, first_event_id: int) -> _Open | None:
         with self._mutex:
@@ -213,3 +227,32 @@ class SegmentFiles:
         """Close all files in a forked child, where the mutex may be held by a thread that is not there."""
         self._mutex = threading.Lock()
         self.close()
+
+
+def _lines(read: Callable[[int, int, int], bytes | None], file: int, piece: Piece) -> list[bytes] | None:
+    """The lines of the piece, without their newlines; None where a read gives none."""
+    if piece.spans is None:
+        data = read(file, piece.end - piece.start, piece.start)
+        if data is None:
+            return None
+        return lines_of(data)
+    lines = []
+    at, spans = 0, piece.spans
+    while at < len(spans):
+        low, high = spans[at]
+        until = at + 1
+        while until < len(spans):
+            start, end = spans[until]
+            if start > high + GAP_BYTES or end < low - GAP_BYTES:
+                break
+            if start < low:
+                low = start
+            if end > high:
+                high = end
+            until += 1
+        data = read(file, high - low, low)
+        if data is None:
+            return None
+        lines += [data[start - low : end - low - 1] for start, end in spans[at:until]]
+        at = until
+    return lines
