@@ -50,19 +50,20 @@ class Segment:
 
     def starts(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
         """Where the bytes of each of these events begin, and at last where those of the last one end."""
-        if last_event_id < self.last_event_id:
-            return self.places.offsets(first_event_id, last_event_id + 1)
-        return [*self.places.offsets(first_event_id, last_event_id), self.end]
+        if last_event_id >= self.last_event_id:
+            end = self.end
+            if last_event_id >= self.last_event_id:
+                return [*self.places.offsets(first_event_id, last_event_id), end]
+            # Lines were added meanwhile, and the end may be theirs.
+        return self.places.offsets(first_event_id, last_event_id + 1)
 
     def span(self, first_event_id: int, last_event_id: int) -> tuple[int, int]:
         """From where to where the bytes of these events go."""
-        if first_event_id == last_event_id < self.last_event_id:
-            start, end = self.places.offsets(first_event_id, last_event_id + 1)
+        if first_event_id == last_event_id:
+            start, end = self.starts(first_event_id, last_event_id)
             return start, end
-        start = self.places.offsets(first_event_id, first_event_id)[0]
-        if last_event_id == self.last_event_id:
-            return start, self.end
-        return start, self.places.offsets(last_event_id + 1, last_event_id + 1)[0]
+        (start,) = self.places.offsets(first_event_id, first_event_id)
+        return start, self.starts(last_event_id, last_event_id)[1]
 
     def extend(self, starts: Sequence[int], size: int) -> None:
         """Take in lines that were written at the end: where each begins in these bytes, and how many bytes."""
@@ -70,7 +71,10 @@ class Segment:
         self.add([end + start for start in starts], end + size)
 
     def add(self, offsets: Sequence[int], end: int) -> None:
-        """Take in lines by where they begin in the file, and where the last one ends."""
+        """Take in lines by where they begin in the file, and where the last one ends.
+
+        In this order: a thread that finds the last event unchanged after it read the end has the end of that one.
+        """
         assert isinstance(self.places, LinePlaces), "nothing is written to what is sealed"
         self.places.extend(offsets)
         self.last_event_id += len(offsets)
