@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, cast
 
@@ -89,16 +89,30 @@ class Disk:
 
     def read_nowait(self, file: int, size: int, offset: int) -> bytes | None:
         """Read so many bytes if all of them are in memory, else None: never waits for a device."""
+        read = self.read_each_nowait(file, [(offset, offset + size)])
+        return None if read is None else read[0]
+
+    def read_each(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes from each start to its end, fewer only at the end of the file."""
+        return [self.read(file, end - start, start) for start, end in spans]
+
+    def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """The same if all of them are in memory, else None: never waits for a device."""
         if _DARWIN:
             return None
-        data = bytearray(size)
+        buffer = memoryview(bytearray(max([end - start for start, end in spans])))
+        read: list[bytes] = []
         try:
-            count = os.preadv(file, [data], offset, os.RWF_NOWAIT)
+            for start, end in spans:
+                view = buffer[: end - start]
+                if os.preadv(file, [view], start, os.RWF_NOWAIT) < end - start:
+                    return None
+                read.append(bytes(view))
         except OSError as error:
             if error.errno in _WOULD_BLOCK:
                 return None
             raise
-        return bytes(data) if count == size else None
+        return read
 
     def size(self, file: int) -> int:
         """The size of the file in bytes."""

@@ -176,6 +176,7 @@ class FileEngine(Engine):
             self._writer.close()
         else:
             opened.index.close()
+        self._blocks.close_runs()
 
     def abandon(self) -> None:
         if self._opened is not None and not (self._closing is not None and self._closing.done()):
@@ -184,6 +185,7 @@ class FileEngine(Engine):
                 self._writer.abandon()
             else:
                 self._opened.index.close()
+            self._blocks.close_runs()
             if self._opened.follower is not None:
                 self._opened.follower.close()
             self._opened = None

@@ -26,6 +26,13 @@ class Gaps:
         to_version = self._selection.to_version
         return self._selection.from_version <= version and (to_version is None or version <= to_version)
 
+    def ended(self, event: Event) -> bool:
+        """Whether nothing is asked for behind the event."""
+        selection = self._selection
+        if selection.backwards:
+            return event.version <= selection.from_version
+        return selection.to_version is not None and event.version >= selection.to_version
+
     def before(self, event: Event) -> StoreCorrupt | None:
         """Go on to the next event; the error where one that is asked for is missing on the way."""
         if self._selection.backwards:

@@ -76,28 +76,34 @@ class PageReader:
         lost = any(damage.first <= event_id <= damage.last for damage in self._index.damages)
         if lost or not 1 <= event_id <= self._index.head.event_id:
             return None
+        try:
+            return await self._line(event_id)
+        except StoreCorrupt:
+            return None
+
+    async def _line(self, event_id: int) -> Line:
         (piece,) = await self._ask(scattered, self._index, (event_id,))
         read, error = await self._files.read_all([piece])
         if error is not None:
             raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {error}") from error
         try:
             return decode_checked_line(read[0][0].rstrip(b"\n"), piece.segment.seed)
-        except Damaged:
-            return None
+        except Damaged as damaged:
+            raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), event_id, event_id) from damaged
 
     async def version(self, stream_id: str, head: int) -> int:
         """The version of the stream as of the head, or of a later one if it is remembered."""
         version = self._index.versions.get(stream_id)
         if version is not None:
             return version
-        now = self._index.head.event_id
+        as_of = head
         term = Term(Kind.STREAM, stream_id)
         version = 0
         while not version and (ids := await self._ask(self._newest, term, head)):
             event = (await self._events(await self._ask(scattered, self._index, ids), backwards=True))[0]
             version = event.version if event.stream_id == stream_id else 0
             head = event.event_id - 1
-        if version and now == self._index.head.event_id:
+        if version and as_of == self._index.head.event_id:  # else an event that it had since may be forgotten already
             self._index.versions.room()[stream_id] = version
         return version
 
@@ -112,9 +118,7 @@ class PageReader:
         """The events of the commit that the key stands with, None if there is none."""
         term = Term(Kind.KEY, key_text(stream_id, key))
         while ids := await self._ask(self._newest, term, head):
-            line = await self.line(ids[0])
-            if line is None:
-                raise StoreCorrupt(self._index.segment_of(ids[0]).path, 0, "a line is damaged", ids[0], ids[0])
+            line = await self._line(ids[0])
             if line.stream_id == stream_id and line.key == key:
                 return range(line.event_id, line.event_id + line.more + 1)
             head = ids[0] - 1
@@ -187,9 +191,12 @@ class PageReader:
             return await self._stream_by_lines(stream_id, selection, cursor, max_events)
         found, asked, pieces = await self._ask(self._find_stream, stream_id, selection, cursor, max_events)
         events = await self._events(pieces, selection.backwards)
+        # Events of others count like versions where they have the same hash: with a bound above, no place may be left.
+        is_sure = found.selected or selection.to_version is None or bounds(selection, cursor)[0] == 1
         for place, event in zip(asked, events, strict=False):
-            if event.version != place + 1 or event.stream_id != stream_id:
-                return await self._stream_by_lines(stream_id, selection, cursor, max_events)
+            is_sure = is_sure and event.version == place + 1 and event.stream_id == stream_id
+        if not is_sure:
+            return await self._stream_by_lines(stream_id, selection, cursor, max_events)
         return _page(events, selection, None if len(events) == len(found.selected) else events[-1].event_id)
 
     def _find_stream(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> _StreamPage:
@@ -218,6 +225,8 @@ class PageReader:
                 page.append(event)
                 if len(page) == max_events:
                     return _page(page, selection, event.event_id)
+            if gaps.ended(event):
+                return _page(page, selection, None)
         if not whole:
             return _page(page, selection, events[-1].event_id)
         error = gaps.at_end()

@@ -90,13 +90,17 @@ def scattered(index: Index, ids: Sequence[int]) -> list[Piece]:
             left -= starts[-1] - starts[0]
         else:
             spans = segment.spans(own)
-            count = _count_within(spans, left)
-            if count == 0 and not pieces:
-                count = 1
-            if count:
-                pieces.append(Piece(segment, own[:count], 0, 0, spans[:count]))
-                left -= sum([end - start for start, end in spans])
-            if count < len(own):
+            size = sum([end - start for start, end in spans])
+            if size > left:
+                count = _count_within(spans, left)
+                own, spans = own[:count], spans[:count]
+            if own:
+                start, end = (spans[0][0], spans[-1][1]) if own[-1] >= own[0] else (spans[-1][0], spans[0][1])
+                pieces.append(Piece(segment, own, start, end, spans))
+            elif not pieces:  # larger than a page
+                pieces.append(Piece(segment, range(ids[at], ids[at] + 1), *segment.span(ids[at])))
+            left -= size
+            if left < 0:
                 break
         at = until
     return pieces

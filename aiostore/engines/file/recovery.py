@@ -117,7 +117,7 @@ def _take_run(
     try:
         last = check_run(disk, run, segments, firsts[count])
     except (Damaged, OSError) as error:
-        _log.warning("%s does not fit, the index is made anew: %s", run.path, error)
+        _log.warning("%s does not fit, the index is made anew: %s", run.path, str(error))
         return False
     complete = found.index.add_sealed(segments, run)
     if complete is not None and not found.damages:

@@ -55,9 +55,12 @@ class Segment:
 
     def starts(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
         """Where the bytes of each of these events begin, and at last where those of the last one end."""
-        if last_event_id < self.last_event_id:
-            return self.places.offsets(first_event_id, last_event_id + 1)
-        return [*self.places.offsets(first_event_id, last_event_id), self.end]
+        if last_event_id >= self.last_event_id:
+            end = self.end
+            if last_event_id >= self.last_event_id:
+                return [*self.places.offsets(first_event_id, last_event_id), end]
+            # Lines were added meanwhile, and the end may be theirs.
+        return self.places.offsets(first_event_id, last_event_id + 1)
 
     def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """From where to where the line of each of these events goes, which go up or down."""
@@ -73,7 +76,10 @@ class Segment:
         self.add([end + start for start in starts], end + size)
 
     def add(self, offsets: Sequence[int], end: int) -> None:
-        """Take in lines by where they begin in the file, and where the last one ends."""
+        """Take in lines by where they begin in the file, and where the last one ends.
+
+        In this order: a thread that finds the last event unchanged after it read the end has the end of that one.
+        """
         assert isinstance(self.places, LinePlaces), "nothing is written to what is sealed"
         self.places.extend(offsets)
         self.last_event_id += len(offsets)
@@ -107,7 +113,8 @@ class LinePlaces:
 
     def spans(self, ids: Sequence[int], segment: Segment) -> list[tuple[int, int]]:
         """See `Places`."""
-        starts, first, last, end = self.starts, self._first, segment.last_event_id, segment.end
+        end = segment.end  # before the last event: where lines are added meanwhile, it may be theirs
+        starts, first, last = self.starts, self._first, segment.last_event_id
         return [
             (starts[event_id - first], end if event_id == last else starts[event_id - first + 1]) for event_id in ids
         ]
@@ -156,11 +163,13 @@ class SegmentFiles:
     def _read_nowait(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
         """Read as many as are in memory."""
         for piece in pieces:
+            if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
+                return None
             opened = self._take(piece.segment.first_event_id)
-            if opened is None or piece.end - piece.start > NOWAIT_BYTES_MAX:
+            if opened is None:
                 return None
             try:
-                lines = _lines(self._disk.read_nowait, opened.file, piece)
+                lines = _lines(self._disk.read_each_nowait, opened.file, piece)
             except OSError as error:
                 return error
             finally:
@@ -175,7 +184,7 @@ class SegmentFiles:
             try:
                 opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
                 try:
-                    lines = _lines(self._disk.read, opened.file, piece)
+                    lines = _lines(self._disk.read_each, opened.file, piece)
                 finally:
                     self._give_back(opened)
             except OSError as error:
@@ -229,30 +238,41 @@ class SegmentFiles:
         self.close()
 
 
-def _lines(read: Callable[[int, int, int], bytes | None], file: int, piece: Piece) -> list[bytes] | None:
+Read = Callable[[int, Sequence[tuple[int, int]]], list[bytes] | None]
+
+
+def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
     """The lines of the piece, without their newlines; None where a read gives none."""
     if piece.spans is None:
-        data = read(file, piece.end - piece.start, piece.start)
-        if data is None:
-            return None
-        return lines_of(data)
-    lines = []
-    at, spans = 0, piece.spans
-    while at < len(spans):
-        low, high = spans[at]
-        until = at + 1
-        while until < len(spans):
-            start, end = spans[until]
-            if start > high + GAP_BYTES or end < low - GAP_BYTES:
-                break
-            if start < low:
-                low = start
-            if end > high:
-                high = end
-            until += 1
-        data = read(file, high - low, low)
-        if data is None:
-            return None
-        lines += [data[start - low : end - low - 1] for start, end in spans[at:until]]
-        at = until
+        data = read(file, [(piece.start, piece.end)])
+        return None if data is None else lines_of(data[0])
+    groups = _grouped(piece.spans)
+    data = read(file, groups)
+    if data is None:
+        return None
+    if len(groups) == len(piece.spans):
+        return [line[:-1] for line in data]
+    lines: list[bytes] = []
+    place, group = -1, (0, -1)
+    for start, end in piece.spans:
+        if not group[0] <= start < group[1]:
+            place += 1
+            group = groups[place]
+        lines.append(data[place][start - group[0] : end - group[0] - 1])
     return lines
+
+
+def _grouped(spans: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """What to read for lines that go up or down: those near to each other at once."""
+    groups: list[tuple[int, int]] = []
+    low, high = spans[0]
+    for start, end in spans:
+        if start > high + GAP_BYTES or end < low - GAP_BYTES:
+            groups.append((low, high))
+            low, high = start, end
+        elif start < low:
+            low = start
+        elif end > high:
+            high = end
+    groups.append((low, high))
+    return groups
