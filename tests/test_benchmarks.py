@@ -12,6 +12,7 @@ from tests.postgres.fixtures import require_postgres
 
 CHECKOUT = Path(__file__).parents[1]
 GOALS = 18
+BIG_GOALS = 7
 POSTGRES_GOALS = 4
 
 
@@ -55,9 +56,26 @@ def test_the_results_are_a_table(tmp_path: Path) -> None:
 
 
 def test_what_has_no_peer_is_in_the_table(tmp_path: Path) -> None:
-    assert "live subscribers to all, deliveries | async for, batches of 100 |" in run_benchmarks(tmp_path, "--only", "8")
+    assert "live subscribers to all, deliveries | async for, batches of 100 |" in run_benchmarks(
+        tmp_path, "--only", "8"
+    )
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     run_benchmarks(tmp_path, "--only", "3")
     assert not list(tmp_path.iterdir())
+
+
+def test_flatness_is_measured_and_drawn(tmp_path: Path) -> None:
+    plot = tmp_path / "costs.svg"
+    command = [sys.executable, "-m", "tests.benchmarks.big", "--events", "20000", "--rounds", "2", "--json"]
+    command += ["--directory", str(tmp_path), "--plot", str(plot)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert len([figure for figure in found["figures"] if figure["goal"]]) == BIG_GOALS
+    assert all(figure["value"] > 0 for figure in found["figures"])
+    assert found["sizes"] == [2_000, 20_000]
+    assert all(len(values) == 2 and min(values) > 0 for values in found["costs"].values())
+    assert "events in the store" in plot.read_text()
+    assert list(tmp_path.iterdir()) == [plot]
