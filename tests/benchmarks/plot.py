@@ -32,5 +32,5 @@ def draw(path: Path, sizes: Sequence[int], costs: Mapping[str, Sequence[float]],
         axes.set_ylabel("milliseconds, median")
         axes.set_title(machine, fontsize=9)
         axes.grid(visible=True, which="major", linewidth=0.4, alpha=0.6)
-        figure.legend(loc="outside right upper", frameon=False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(path, format="svg", metadata={"Date": None})
