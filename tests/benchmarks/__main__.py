@@ -1,7 +1,7 @@
 """Measure aiostore against its peers, and against event stores that one would write by hand over SQLite.
 
     pip install ".[benchmarks]"
-    python -m tests.benchmarks                      # some minutes
+    python -m tests.benchmarks                      # about ten minutes, and 2 GB of disk
     python -m tests.benchmarks --engine postgres    # on a server of its own, some minutes
     python -m tests.benchmarks --quick              # for CI: small, and its numbers say little
     python -m tests.benchmarks.big                  # ten million events: see there

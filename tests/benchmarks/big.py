@@ -149,14 +149,14 @@ def markdown(described: dict[str, str], found: Found) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.big", description=__doc__.partition("\n")[0])
-    parser.add_argument("--events", type=int, default=10_000_000, help="in the largest store, a multiple of 1,000")
+    parser.add_argument("--events", type=int, default=10_000_000, help="in the largest store (default: ten million)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--directory", type=Path, help="where to write, on a real disk (default: for temporary files)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of cost against size, as SVG")
     parser.add_argument("--json", action="store_true", help="print JSON, with the numbers of each round")
     options = parser.parse_args()
-    if options.events < 1_000 or options.events % 1_000:
-        parser.error("--events must be a multiple of 1,000")
+    if options.events < 10_000 or options.events % 1_000:
+        parser.error("--events must be a multiple of 1,000, and at least 10,000")
 
     with tempfile.TemporaryDirectory(prefix="aiostore-big-", dir=options.directory) as name:
         directory = Path(name)

@@ -21,6 +21,9 @@ S = TypeVar("S")
 TASKS = 64
 BATCH_EVENTS = 1_000
 WARM_UP = 20
+IDLE_LOOKS = 3
+IDLE_LOOK_S = 0.1
+"""A process is idle when it was found so, this many times in a row, over so long."""
 
 Measure = Callable[[], Awaitable[float]]
 Contender = Callable[[Path], AbstractAsyncContextManager[Measure]]
@@ -174,7 +177,3 @@ async def idle() -> None:
         before = time.process_time()
         await asyncio.sleep(IDLE_LOOK_S)
         quiet = quiet + 1 if time.process_time() - before < IDLE_LOOK_S / 10 else 0
-
-
-IDLE_LOOKS = 3
-IDLE_LOOK_S = 0.1
