@@ -389,8 +389,8 @@ async def test_a_forked_child_lets_go_of_the_index(tmp_path: Path, busy: bool) -
     ("way", "expected"),
     [
         (lambda segment: list(segment.starts(1, 2)), [0, 100, 300]),
-        (lambda segment: segment.span(1, 2), (0, 300)),
-        (lambda segment: segment.span(2, 2), (100, 300)),
+        (lambda segment: segment.spans((1, 2)), [(0, 100), (100, 300)]),
+        (lambda segment: segment.span(2), (100, 300)),
     ],
 )
 def test_lines_that_are_added_while_a_thread_looks_up_the_last_ones(
