@@ -163,6 +163,7 @@ class Committer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         in_hand, self._in_hand = self._in_hand, ()
+        self._fanout.turns.end()
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.critical("the committer failed", exc_info=error)
@@ -197,7 +198,9 @@ class Committer:
         while True:
             group = self._take_group()
             if group or not self._staged:
+                self._fanout.turns.begin()
                 return group
+            self._fanout.turns.end()
             self._gate.clear()
             await self._gate.wait()
 
@@ -244,6 +247,7 @@ class Committer:
             if len(judgement.commits[0].events) > self._limits.group_events_max:  # long to judge, and long to store
                 await asyncio.sleep(0)
             try:
+                self._fanout.turns.give()
                 await self._engine.commit(Plan(judgement.commits))
             except Exception as error:
                 for staged in group:
@@ -260,6 +264,7 @@ class Committer:
         if not proposals:
             return
         try:
+            self._fanout.turns.give()
             with tailer.committing():
                 committed = await self._engine.commit_shared(proposals, self._next_timestamp())
         except Exception as error:

@@ -11,6 +11,7 @@ from aiostore.inbox import Inbox, Interest
 from aiostore.limits import Limits
 from aiostore.listeners import Listeners
 from aiostore.ring import Ring
+from aiostore.turns import Turns
 
 Defer = Callable[[Callable[[], None]], None]
 """Has a function called soon, in the loop: what is dropped is dropped anywhere, in any thread, by the collector."""
@@ -135,6 +136,7 @@ class Fanout:
         self.listeners = Listeners(head, opened)
         self._defer = defer
         self.live = InterestIndex(defer)
+        self.turns = Turns()
         # Inboxes whose reader waits: nothing else may hold the task that waits for them.
         self.waiting: dict[Inbox, None] = {}
         self.closed = False

@@ -18,6 +18,7 @@ from aiostore.events import END, Event, Position, copies, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
 from aiostore.reader import Batches
+from aiostore.turns import TURN_EVENTS
 
 RING_STEP_EVENTS = 1000
 """So many events of the ring are looked at in one go."""
@@ -239,7 +240,15 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
 
     async def _read_history(self) -> None:
         inbox = self._inbox
-        await asyncio.sleep(0)  # history that is in memory must not keep the loop to itself
+        turns = self._fanout.turns
+        if turns.busy:
+            turns.enter(inbox)
+            try:
+                await self._wait()
+            finally:
+                turns.leave(inbox)
+        else:
+            await asyncio.sleep(0)  # history that is in memory must not keep the loop to itself
         if self._closed or self._fanout.closed:
             return
         if self._fanout.ring.after <= inbox.held:
@@ -252,7 +261,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             query=inbox.interest.query,
         )
         try:
-            page = await self._engine.read(selection)
+            page = await self._engine.read(selection, None, TURN_EVENTS if turns.busy else PAGE_EVENTS)
         except StoreClosed:
             if self._closed:  # before the store was: that ends it quietly
                 return

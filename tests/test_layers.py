@@ -23,6 +23,7 @@ LAYERS: dict[int, list[str]] = {
     2: ["engines"],
     3: [
         "ring",
+        "turns",
         "inbox",
         "listeners",
         "fanout",
