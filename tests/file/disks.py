@@ -173,6 +173,8 @@ class MemoryDisk(Disk):
         self.on_step()
 
     def remove(self, path: str) -> None:
+        if path not in self.inodes:
+            raise FileNotFoundError(errno.ENOENT, "no file", path)
         del self.inodes[path]
         self.on_step()
 

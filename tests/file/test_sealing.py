@@ -1,29 +1,24 @@
-"""Sealing beside an open store: runs that turn out to be damaged, closing in the midst of things, what threads see."""
+"""Sealing beside an open store: runs that turn out to be damaged, and closing in the midst of things."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import os
 import random
-import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiostore.engine import Question, Selection
-from aiostore.engines.file import index as index_module
+from aiostore.engine import Selection
 from aiostore.engines.file.run import RunDamaged
-from aiostore.engines.file.segment import LinePlaces, Segment
 from aiostore.errors import EngineUnavailable, StoreClosed, StoreCorrupt
 from aiostore.query import Query
-from tests.file.disks import MemoryDisk, WatchedDisk
-from tests.file.driver import counted, everything, opened_to_write, started
+from tests.file.disks import Inode, MemoryDisk, WatchedDisk
+from tests.file.driver import counted, everything, started
 from tests.file.sealed_stores import (
     SMALL,
     GatedDisk,
@@ -33,6 +28,7 @@ from tests.file.sealed_stores import (
     commit_some,
     damage_run,
     forget_blocks,
+    index_of,
     indexes,
     read,
     runs_of,
@@ -141,11 +137,11 @@ async def test_damage_of_a_run_and_of_its_segment_is_reported_and_nothing_hangs(
 async def test_an_index_that_the_device_cannot_read_is_made_anew(name: str) -> None:
     made = MemoryDisk()
     model = await sealed_store(made)
-    bad: set[int] = set()
+    bad: list[Inode] = []
 
     class BadSectors(GatedDisk):
         def _fail(self, file: int) -> None:
-            if id(self._opened[file]) in bad:
+            if any(self._opened[file] is inode for inode in bad):
                 raise OSError(errno.EIO, "bad sector")
 
         def read(self, file: int, size: int, offset: int) -> bytes:
@@ -161,8 +157,7 @@ async def test_an_index_that_the_device_cannot_read_is_made_anew(name: str) -> N
     disk = BadSectors(made.files())
     engine, _ = await started("/s", disk, **SMALL)
     forget_blocks(engine)
-    for run in runs_of(engine):
-        bad.add(id(disk._opened[run._file]))
+    bad += [disk._opened[run._file] for run in runs_of(engine)]
     await check_facts(engine, model)
     await settled(engine)
     await check_answers(engine, model, pages=(500,))
@@ -205,6 +200,28 @@ async def test_a_segment_that_cannot_be_read_now_leaves_a_damaged_run_not_availa
     disk.calls.fail("open_read", errno.EMFILE)
     with pytest.raises(EngineUnavailable, match="cannot be made anew now"):
         await read(engine, Selection(len(model.events), stream_id="a"))
+    await check_facts(engine, model)
+    await engine.aclose()
+    assert disk.held == 0
+
+
+async def test_a_segment_that_is_damaged_before_it_is_sealed_does_not_keep_the_next_ones_from_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk, model, dice = GatedDisk(), Model(), random.Random(1)
+    engine, driver = await started("/s", disk, **SMALL)
+    disk.hold("aiostore-seal")
+    while sealer_of(engine)._sealing is None:
+        await commit_some(driver, model, dice, 1)
+    await disk.until_held("aiostore-seal")
+    path = "/s/00000000000000000001.jsonl"
+    disk.inodes[path].data[-30] ^= 1
+    disk.let_go("aiostore-seal")
+    await commit_some(driver, model, dice, 60)
+    await settled(engine)
+    assert 1 <= len(runs_of(engine)) == len(index_of(engine).sources) - 2
+    assert caplog.text.count("is corrupt at byte") == 1
+    assert path in caplog.text
     await check_facts(engine, model)
     await engine.aclose()
     assert disk.held == 0
@@ -378,165 +395,3 @@ async def test_a_forked_child_lets_go_of_the_index(tmp_path: Path, busy: bool) -
     await check_answers(engine, model, pages=(500,))
     await engine.aclose()
     assert not [path for path in os.listdir(tmp_path / "s") if path.endswith(".tmp")]
-
-
-# --- what threads see ---
-
-
-@pytest.mark.parametrize("step", range(7))
-@pytest.mark.parametrize("writer_steps", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("way", "expected"),
-    [
-        (lambda segment: list(segment.starts(1, 2)), [0, 100, 300]),
-        (lambda segment: segment.spans((1, 2)), [(0, 100), (100, 300)]),
-        (lambda segment: segment.span(2), (100, 300)),
-    ],
-)
-def test_lines_that_are_added_while_a_thread_looks_up_the_last_ones(
-    way: Callable[[Segment], object], expected: object, step: int, writer_steps: int
-) -> None:
-    """At each access of the thread, some of the steps that adding takes are done, and the rest before the next."""
-    reads = 0
-    watching = False
-    places = LinePlaces(1)
-    pending: list[Callable[[], None]] = [
-        lambda: places.extend([300, 400]),
-        lambda: setattr(segment, "last_event_id", 4),
-        lambda: setattr(segment, "end", 500),
-    ]
-
-    class Shared(Segment):
-        def __getattribute__(self, name: str) -> Any:
-            nonlocal reads, watching
-            if watching and name in ("end", "last_event_id", "places"):
-                watching = False
-                reads += 1
-                if reads >= step:
-                    for _ in range(min(len(pending), writer_steps if reads == step else 3)):
-                        pending.pop(0)()
-                watching = True
-            return super().__getattribute__(name)
-
-    segment: Segment = Shared("/s", "id", 1)
-    segment.places = places
-    segment.add([0, 100], 300)
-    watching = True
-    assert way(segment) == expected
-
-
-async def test_a_version_that_was_looked_up_before_a_commit_is_not_remembered_after_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Where so many other streams came in between that the newer one was forgotten."""
-    monkeypatch.setattr(index_module, "VERSIONS_MAX", 1)
-    disk = GatedDisk(cold=True)
-    engine, driver = await started("/s", disk, **SMALL)
-    for stream_id in ("first", "second", "third", "fourth") * 3:
-        await driver.commit(counted(4, stream_id))
-    await settled(engine)
-    disk.hold("aiostore-read")
-    asked = asyncio.create_task(engine.facts(Question(("first", "second"))))
-    await disk.until_held("aiostore-read")
-    await driver.commit(counted(1, "second"), counted(1, "third"), counted(1, "fourth"))
-    await driver.commit(counted(1, "third"))
-    await driver.commit(counted(1, "fourth"))
-    disk.let_go("aiostore-read")
-    facts = await asked
-    assert facts.versions["first"] == 12
-    assert facts.versions["second"] in (12, 13)
-    for stream_id in ("second", "first", "third", "fourth"):
-        assert (await engine.facts(Question((stream_id,)))).versions[stream_id] == driver.versions[stream_id]
-    await engine.aclose()
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_versions_are_right_however_few_are_remembered(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "VERSIONS_MAX", 2)
-    dice = random.Random(seed)
-    disk = GatedDisk(cold=True)
-    engine, driver = await started("/s", disk, **SMALL)
-    streams = [f"s{n}" for n in range(8)]
-    history = [dict.fromkeys(streams, 0)]  # by event_id
-
-    async def appending() -> None:
-        for _ in range(150):
-            plan = await driver.commit(*(counted(dice.choice((1, 1, 3)), dice.choice(streams)) for _ in range(2)))
-            for commit in plan.commits:
-                for event in commit.events:
-                    history.append({**history[-1], event.stream_id: event.version})
-            for _ in range(dice.randrange(3)):
-                await asyncio.sleep(0)
-
-    async def asking() -> None:
-        while not done.is_set():
-            some = dice.sample(streams, 3)
-            facts = await engine.facts(Question(some))
-            now = len(history) - 1
-            for stream_id in some:
-                assert history[facts.head][stream_id] <= facts.versions[stream_id] <= history[now][stream_id]
-            await asyncio.sleep(0)
-
-    done = asyncio.Event()
-    askers = [asyncio.create_task(asking()) for _ in range(4)]
-    await appending()
-    done.set()
-    await asyncio.gather(*askers)
-    assert (await engine.facts(Question(streams))).versions == history[-1]
-    await engine.aclose()
-    assert disk.held == 0
-    writer = opened_to_write(disk)
-    writer.close()
-
-
-async def test_nothing_of_the_index_is_waited_for_in_the_loop() -> None:
-    """There, runs are only read where that takes no waiting; not even are their files closed."""
-    in_loop: list[str] = []
-    opened: set[int] = set()
-    loop_thread = threading.get_ident()
-
-    class Told(GatedDisk):
-        def note(self, what: str) -> None:
-            if threading.get_ident() == loop_thread:
-                in_loop.append(what)
-
-        def open_read(self, path: str) -> int:
-            file = super().open_read(path)
-            if path.endswith(".idx"):
-                opened.add(file)
-                self.note("open_read")
-            return file
-
-        def open_write(self, path: str, *, exclusive: bool = False) -> int:
-            if ".idx" in path:
-                self.note("open_write")
-            return super().open_write(path, exclusive=exclusive)
-
-        def read(self, file: int, size: int, offset: int) -> bytes:
-            if file in opened:
-                self.note("read")
-            return super().read(file, size, offset)
-
-        def close(self, file: int) -> None:
-            if file in opened:
-                self.note("close")
-                opened.discard(file)
-            super().close(file)
-
-    disk, model = Told(), Model()
-    engine, driver = await started("/s", disk, **SMALL)
-    for n in range(8):
-        if n == 4:
-            await engine.aclose()
-            engine, driver = await started("/s", disk, **SMALL)
-        disk.cold = n % 2 == 0
-        await commit_some(driver, model, random.Random(n), 20)
-        forget_blocks(engine)
-        await check_facts(engine, model)
-    damage_run(engine, disk, runs_of(engine)[0])
-    await check_answers(engine, model, pages=(500,))
-    await settled(engine)
-    await engine.aclose()
-    gc.collect()
-    assert opened == set()
-    assert in_loop == []

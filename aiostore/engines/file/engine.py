@@ -114,7 +114,7 @@ class FileEngine(Engine):
             job, cancelled = await thread.settle(thread.trip(self._open, going_on), stop.set)
             if cancelled is not None:
                 if job.exception() is None:
-                    await until_done(thread.submit(_let_go, job.result()))
+                    await until_done(thread.submit(job.result().close))
                 raise cancelled
             opened = job.result()
         except BaseException:
@@ -274,14 +274,6 @@ class FileEngine(Engine):
     async def _in_state_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         call = functools.partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._held().state_thread, call)
-
-
-def _let_go(opened: Writer | Index) -> None:
-    """Close what a cancelled `FileEngine.open` opened."""
-    if isinstance(opened, Writer):
-        opened.close()
-    else:
-        opened.close()
 
 
 def _checked_path(path: str | PathLike[str]) -> str:

@@ -206,11 +206,12 @@ class Log:
                 raise error
             raise self._fail(error) from error
         segment, file = job.result()
-        if self._index.add_segment(segment) is not None:
-            self._sealer.look()
+        complete = self._index.add_segment(segment)
         self._durable = segment.first_event_id - 1
         self._file = file
         self._writer = through_aiofiles(file, self._thread)
+        if complete is not None:
+            self._sealer.look()
         if cancelled is not None:
             raise cancelled
 

@@ -1,4 +1,4 @@
-"""A bounded memory of what was used last, for the loop and threads at once."""
+"""A bounded memory of what was used last, for the loop alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ V = TypeVar("V")
 class Recent(Generic[K, V]):
     """Remembers the last used ``size_max`` to twice as many values.
 
-    Two generations: when the newer one is full it becomes the older one, and what was that is forgotten. Each step is
-    one operation of a dict, so that no lock is needed; two threads that use it at the same time may at worst forget.
+    Two generations: when the newer one is full it becomes the older one, and what was that is forgotten. Not for
+    several threads at once: to bring a value back from the older generation could undo that there is a newer one.
     """
 
     __slots__ = ("_newer", "_older", "_size_max")

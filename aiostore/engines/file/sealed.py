@@ -19,12 +19,30 @@ from aiostore.errors import StoreCorrupt
 
 _log = logging.getLogger("aiostore")
 
+LOOKS_MAX = 100
+"""So often the runs are looked for beside a process that merges them; then what they would say is read from the log."""
+
 RUNS_OPEN_MAX = 64
 """While an index is made anew, runs are merged in between where more are open: each takes a file descriptor."""
 
 
 def open_runs(disk: Disk, directory: str, store_id: str, blocks: Blocks) -> tuple[list[Run], list[str]]:
     """The runs that are whole, in order, and the paths of what else there is, which is of no use."""
+    for _ in range(LOOKS_MAX):
+        found = _look_for_runs(disk, directory, store_id, blocks)
+        if found is not None:
+            break
+    else:
+        found = [], []
+    runs, useless = found
+    used, superfluous = choose_runs(runs)
+    for run in superfluous:
+        run.close()
+    return used, [*useless, *(run.path for run in superfluous if run.path not in {kept.path for kept in used})]
+
+
+def _look_for_runs(disk: Disk, directory: str, store_id: str, blocks: Blocks) -> tuple[list[Run], list[str]] | None:
+    """All of them, in any order; None where one went away in between."""
     runs: list[Run] = []
     useless: list[str] = []
     for name in disk.names(directory):
@@ -34,15 +52,14 @@ def open_runs(disk: Disk, directory: str, store_id: str, blocks: Blocks) -> tupl
         elif run_first(name) is not None:
             try:
                 runs.append(Run.open(disk, path, store_id, blocks))
-            except FileNotFoundError:
-                pass  # merged meanwhile, by the process that writes
+            except FileNotFoundError:  # merged meanwhile, by the process that writes: it stands in another one now
+                for run in runs:
+                    run.close()
+                return None
             except (Damaged, OSError) as error:
                 _log.warning("%s cannot be used, the index is made anew: %s", path, str(error))
                 useless.append(path)
-    used, superfluous = choose_runs(runs)
-    for run in superfluous:
-        run.close()
-    return used, [*useless, *(run.path for run in superfluous if run.path not in {kept.path for kept in used})]
+    return runs, useless
 
 
 def check_run(disk: Disk, run: Run, segments: Sequence[Segment], following: int) -> Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import threading
@@ -18,7 +19,7 @@ from aiostore.engines.file.recovery import scan_again
 from aiostore.engines.file.run import Run, RunDamaged
 from aiostore.engines.file.run_writer import give_way
 from aiostore.engines.file.sealed import RUNS_OPEN_MAX, merge, seal
-from aiostore.errors import EngineUnavailable, StoreClosed
+from aiostore.errors import EngineUnavailable, StoreClosed, StoreCorrupt
 
 _log = logging.getLogger("aiostore")
 
@@ -54,6 +55,7 @@ class Sealer:
         self._seals = ThreadPoolExecutor(1, thread_name_prefix="aiostore-seal")
         self._merges = ThreadPoolExecutor(1, thread_name_prefix="aiostore-merge")
         self._sealing: Part | None = None
+        self._corrupt: set[Part] = set()
         self._merging: Sequence[Run] = ()
         self._mending: dict[Run, Made] = {}
         self._merged = asyncio.Event()
@@ -66,6 +68,7 @@ class Sealer:
         if self._stop.is_set() or not self._writing:
             return
         waiting = [source for source in self._index.sources[:-1] if isinstance(source, Part)]
+        waiting = [part for part in waiting if part not in self._corrupt]
         if waiting and self._sealing is None:
             self._sealing = waiting[0]
             self._sealing.aside = self._aside
@@ -115,7 +118,12 @@ class Sealer:
     def _submit(
         self, threads: ThreadPoolExecutor, work: Callable[[], Sequence[Part | Run]], ended: Callable[[Made], None]
     ) -> Made:
-        job: Made = threads.submit(work)
+        job: Made
+        try:
+            job = threads.submit(work)
+        except RuntimeError as error:
+            job = Future()
+            job.set_exception(OSError(errno.EAGAIN, str(error)))  # no more threads can be started now
 
         def tell(job: Made) -> None:
             with suppress(RuntimeError):  # the loop was closed before the store was
@@ -128,6 +136,9 @@ class Sealer:
         part, self._sealing = self._sealing, None
         assert part is not None, "one job at a time"
         if self._take(job, [part]):
+            self.look()
+        elif isinstance(job.exception(), StoreCorrupt):
+            self._corrupt.add(part)  # it stays in memory
             self.look()
         else:
             self._room.set()  # a disk that is full must not hold up what it would still have room for
