@@ -35,8 +35,8 @@ from tests.file.sealed_stores import (
     ("way", "expected"),
     [
         (lambda segment: list(segment.starts(1, 2)), [0, 100, 300]),
-        (lambda segment: segment.span(1, 2), (0, 300)),
-        (lambda segment: segment.span(2, 2), (100, 300)),
+        (lambda segment: segment.spans((2, 1)), [(100, 300), (0, 100)]),
+        (lambda segment: segment.span(2), (100, 300)),
     ],
 )
 def test_lines_that_are_added_while_a_thread_looks_up_the_last_ones(
