@@ -87,6 +87,7 @@ class FileEngine(Engine):
         self._blocks = Blocks()
         self._force_network = force_network
         self._disk = disk or Disk()
+        self._directory = ""  # from the root; known when it is opened
         self._opened: _Opened | None = None
         self._writer: Writer | None = None
         self._closing: Future[None] | None = None
@@ -121,7 +122,7 @@ class FileEngine(Engine):
             thread.shutdown(wait=False)
             raise
         index = opened.index if isinstance(opened, Writer) else opened
-        directory = self._disk.absolute(self._path)
+        directory = self._directory
         sealer = Sealer(self._disk, directory, index, self._blocks, writing=isinstance(opened, Writer))
         if isinstance(opened, Writer):
             self._writer = opened
@@ -141,7 +142,7 @@ class FileEngine(Engine):
 
     def _open(self, going_on: Callable[[], None]) -> Writer | Index:
         try:
-            directory = self._disk.absolute(self._path)
+            directory = self._directory = self._disk.absolute(self._path)
             check_place(self._disk, directory, force_network=self._force_network)
             if self._read_only:
                 return open_to_read(self._disk, directory, going_on, self._blocks, self._options.part_bytes_min)

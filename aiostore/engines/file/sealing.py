@@ -213,18 +213,14 @@ class Sealer:
         )
 
     def _aside(self, work: Callable[[], object]) -> None:
-        """Have this done in a thread; from any thread, also where that is just being given something else to do."""
+        """Have this done in a thread, if the store is still open; called in any thread."""
 
         def submit() -> None:
-            try:
+            with suppress(RuntimeError):  # they are shut down
                 self._seals.submit(work)
-            except RuntimeError:  # they are shut down
-                work()
 
-        try:
+        with suppress(RuntimeError):  # the loop was closed before the store was
             self._loop.call_soon_threadsafe(submit)
-        except RuntimeError:  # the loop was closed before the store was
-            work()
 
     def _check(self) -> None:
         if self._stop.is_set():

@@ -1,0 +1,17 @@
+"""What all conformance tests run under: a call of the library that blocks the loop fails the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks() -> Iterator[None]:
+    """Files, sockets, locks and sleeps that the library waits for in the loop raise `BlockingError`."""
+    with blockbuster_ctx("aiostore") as found:
+        for function in found.functions.values():  # asyncpg looks for a file of passwords when it connects
+            function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
+        yield
