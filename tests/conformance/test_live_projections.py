@@ -459,15 +459,11 @@ async def test_live_catching_up_waits_for_what_is_on_its_way(store: EventStore) 
         await asyncio.gather(*appends)
 
 
-async def test_a_store_opened_for_reading_is_followed_where_the_engine_is_shared(store: EventStore) -> None:
+async def test_a_store_opened_for_reading_follows_the_one_that_writes(store: EventStore) -> None:
     await store.append("s", "E", {})
     async with await reopen(store, mode="r") as reading:
         live = noting(reading)
         assert await live.catch_up() == 1  # as a plain projection
-        if not engine_of(reading).shared:
-            with pytest.raises(EngineUnsupported, match="follows no writer"):
-                await live.__aenter__()
-            return
         async with live, await EventStore.open(engine_of(store).location) as writing:
             event = await writing.append("s", "E", {})
             await live.wait_for(event.event_id)
