@@ -229,7 +229,12 @@ class PostgresEngine(Engine):
             " WHERE p.bytes - p.size < $3 ORDER BY p.pos"
         )
         args = (after, CATCH_UP_EVENTS, CATCH_UP_BYTES)
-        return commits_of(await self._held().run_here(lambda session: session.ask(sql, *args)))
+        self._held()
+        assert self._waker is not None
+        rows = await self._waker.ask(sql, *args)
+        if rows is None:
+            rows = await self._held().run_here(lambda session: session.ask(sql, *args))
+        return commits_of(rows)
 
     async def changed(self, after: int) -> None:
         self._held()
