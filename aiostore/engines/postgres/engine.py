@@ -30,8 +30,15 @@ from aiostore.engines.postgres.pages import PageReader
 from aiostore.engines.postgres.rows import COLUMNS, commits_of, events_of, timestamp_text
 from aiostore.engines.postgres.schema import check_or_create, check_server
 from aiostore.engines.postgres.waking import Waker
-from aiostore.engines.postgres.writer import Writer
-from aiostore.errors import EngineUnsupported, EventStoreError, InvalidEvent, StateConflict, StoreClosed
+from aiostore.engines.postgres.writer import Writer, uncancel
+from aiostore.errors import (
+    EngineUnavailable,
+    EngineUnsupported,
+    EventStoreError,
+    InvalidEvent,
+    StateConflict,
+    StoreClosed,
+)
 from aiostore.events import Event
 from aiostore.limits import MIB
 from aiostore.query import AppendCondition
@@ -210,6 +217,11 @@ class PostgresEngine(Engine):
             return proposal.append.repeated(await self._stored(first))
         except EventStoreError as error:
             return error  # the others of the group are stored: they must hear so
+        except asyncio.CancelledError:
+            uncancel()
+            return EngineUnavailable(
+                f"{self.location}: the events of a key that is stored could not be read; try again"
+            )
 
     async def _stored(self, first: int) -> list[Event]:
         """The commit that begins with the event."""

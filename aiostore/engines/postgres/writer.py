@@ -18,6 +18,13 @@ logger = logging.getLogger("aiostore")
 _TOKEN_BITS: Final = 62
 
 
+def uncancel() -> None:
+    """Go on, in the current task, although it was cancelled."""
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine of asyncio runs in a task"
+    task.uncancel()
+
+
 class Writer:
     """Stores groups, one at a time. See `functions` for the fence that tells what became of one.
 
@@ -51,7 +58,7 @@ class Writer:
         """Have the group judged and stored. The connection is made anew where it is lost, for a bounded time.
 
         Raises `OutcomeUnknown` where the server is not there any more to be asked what became of it; all other errors
-        say that nothing was stored.
+        say that nothing was stored, and so does CancelledError: once it has begun, cancelling only costs a connection.
         """
         self._number += 1
         seconds = self._connector.times.retry
@@ -59,8 +66,11 @@ class Writer:
         loop = asyncio.get_running_loop()
         until: float | None = None
         tries = 0
+        pause: float | None = None
         while True:
             try:
+                if pause is not None:
+                    await asyncio.sleep(pause)
                 return await self._try(group, None if until is None else until - loop.time())
             except Exception as error:
                 if self._asked and is_refusal(error):
@@ -82,10 +92,16 @@ class Writer:
                         ) from error
                     raise unavailable(location, seconds, error) from error
                 tries += 1
+            except asyncio.CancelledError:
+                self._drop()
+                if not self.begun:
+                    raise
+                uncancel()  # what may be stored must not be taken for what is not, and be stored again: it is found out
+                until = until or loop.time() + seconds
+                pause = 0.0
             except BaseException:
                 self._drop()
                 raise
-            await asyncio.sleep(pause)
 
     async def _try(self, group: Group, seconds: float | None) -> Answer:
         self._asked = False
