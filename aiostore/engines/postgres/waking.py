@@ -51,9 +51,10 @@ class Waker:
 
     async def _is_above(self, after: int) -> bool:
         """Whether there is news, waited for a while."""
-        if self._session is None or self._session.is_closed():
-            self._session = await self._listen()
-            await self._ask(self._session)
+        session = self._session
+        if session is None or session.is_closed():
+            session = self._session = await self._listen()
+            await self._ask(session)
             if self._tries:
                 self._tries = 0
                 logger.info("%s is there again", self._connector.location.shown)
@@ -61,7 +62,7 @@ class Waker:
             if self._answered != (after, self._known):
                 self._answered = (after, self._known)
                 return True
-            await self._ask(self._session)  # what a notification said was not so, or was not read yet
+            await self._ask(session)  # what a notification said was not so, or was not read yet
             self._answered = (-1, -1)
             if self._known > after:
                 return True
@@ -70,10 +71,10 @@ class Waker:
                 async with asyncio.timeout(self._poll_seconds):
                     await self._woken.wait()
             except TimeoutError:
-                if not self._session.is_closed():
-                    await self._ask(self._session)
+                if not session.is_closed():
+                    await self._ask(session)
         self._woken.clear()
-        return self._known > after
+        return self._known > after and not session.is_closed()  # that it went is no news
 
     async def _ask(self, session: Session) -> None:
         async with self._one_question:
