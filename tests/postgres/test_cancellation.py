@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from aiostore import EngineUnavailable, EventStore
+from aiostore.engine import Committed
 from aiostore.engines.postgres.engine import PostgresEngine
 from tests.postgres.appends import append, commit, ids, read_all, stored
 from tests.postgres.fixtures import NewUrl
@@ -15,6 +16,12 @@ from tests.scheduler import until
 
 def tasks_named(name: str) -> list[asyncio.Task[object]]:
     return [task for task in asyncio.all_tasks() if task.get_name() == name]
+
+
+def is_writing(store: EventStore) -> bool:
+    engine = store._engine
+    assert isinstance(engine, PostgresEngine)
+    return engine._writer is not None and engine._writer.begun
 
 
 async def spin(seconds: float) -> None:
@@ -29,10 +36,10 @@ async def test_an_append_whose_writing_is_cancelled_is_stored_once(new_postgres_
     async with EventStore(new_postgres_url()) as store:
         for number in range(30):
             appending = asyncio.create_task(store.append("s", "E", {"n": number}))
-            await until(lambda: tasks_named("aiostore writing"))
+            await until(lambda: is_writing(store))
             for _ in range(cancels):
                 await spin(number * 3e-5)  # before it is sent, while it is in the server, when it has ended
-                for task in tasks_named("aiostore writing"):
+                for task in tasks_named("aiostore committer"):
                     task.cancel()
             event = await appending
             assert (event.event_id, event.data) == (number + 1, {"n": number})
@@ -76,11 +83,18 @@ async def test_where_the_events_of_a_key_cannot_be_read_the_others_of_the_group_
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(engine, "_stored", never)
-    committing = asyncio.create_task(commit(engine, append("s", key="k"), append("t")))
+    results: list[Committed] = []
+
+    async def committing() -> None:
+        results.append(await commit(engine, append("s", key="k"), append("t")))
+        await asyncio.sleep(3600)
+
+    task = asyncio.create_task(committing())
     await reading.wait()
-    (writing,) = tasks_named("aiostore writing")
-    writing.cancel()
-    committed = await committing
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (committed,) = results
     assert isinstance(committed.outcomes[0], EngineUnavailable)
     assert ids(stored(committed, 1)) == [2]
     assert ids(await read_all(engine)) == [1, 2]

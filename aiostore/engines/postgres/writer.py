@@ -18,11 +18,12 @@ logger = logging.getLogger("aiostore")
 _TOKEN_BITS: Final = 62
 
 
-def uncancel() -> None:
-    """Go on, in the current task, although it was cancelled."""
+def deliver_later(cancelled: asyncio.CancelledError) -> None:
+    """Have the cancellation that this task caught raised at its next await, counted as it was."""
     task = asyncio.current_task()
     assert task is not None, "a coroutine of asyncio runs in a task"
     task.uncancel()
+    task.cancel(*cancelled.args)
 
 
 class Writer:
@@ -61,52 +62,63 @@ class Writer:
         say that nothing was stored, and so does CancelledError: once it has begun, cancelling only costs a connection.
         """
         self._number += 1
+        cancelled: asyncio.CancelledError | None = None
+        until: float | None = None
+        pause: float | None = None
+        tries = 0
+        try:
+            while True:
+                try:
+                    if pause is not None:
+                        await asyncio.sleep(pause)
+                    return await self._try(group, until)
+                except Exception as error:
+                    until = self._give_up_or_until(error, until, backoff_seconds(tries))
+                    pause = backoff_seconds(tries)
+                    tries += 1
+                except asyncio.CancelledError as error:
+                    self._drop()
+                    if not self.begun:
+                        raise
+                    # What may be stored must not be taken for what is not, and be stored again: it is found out.
+                    cancelled = error
+                    until = until or self._until()
+                    pause = 0.0
+        finally:
+            self.begun = False
+            if cancelled is not None:
+                deliver_later(cancelled)
+
+    def _until(self) -> float:
+        return asyncio.get_running_loop().time() + self._connector.times.retry
+
+    def _give_up_or_until(self, error: Exception, until: float | None, pause: float) -> float:
+        """Until when to try again after the error, which is the last one where it is raised."""
         seconds = self._connector.times.retry
         location = self._connector.location.shown
-        loop = asyncio.get_running_loop()
-        until: float | None = None
-        tries = 0
-        pause: float | None = None
-        while True:
-            try:
-                if pause is not None:
-                    await asyncio.sleep(pause)
-                return await self._try(group, None if until is None else until - loop.time())
-            except Exception as error:
-                if self._asked and is_refusal(error):
-                    self.begun = False
-                # What refuses a new connection says nothing of the group that was sent over the one before.
-                if not is_lost(error) and (self._asked or not self.begun):
-                    raise mapped(error, location) from error
-                self._drop()
-                now = loop.time()
-                if until is None:
-                    until = now + seconds
-                    logger.warning("the connection to %s is lost: %s", location, error)
-                pause = backoff_seconds(tries)
-                if now + pause >= until:
-                    if self.begun:
-                        raise OutcomeUnknown(
-                            f"the connection to {location} went while an append was under way, and it could not be "
-                            f"reached for {seconds:g} s: it may or may not be stored; retry with a key ({error})"
-                        ) from error
-                    raise unavailable(location, seconds, error) from error
-                tries += 1
-            except asyncio.CancelledError:
-                self._drop()
-                if not self.begun:
-                    raise
-                uncancel()  # what may be stored must not be taken for what is not, and be stored again: it is found out
-                until = until or loop.time() + seconds
-                pause = 0.0
-            except BaseException:
-                self._drop()
-                raise
+        if self._asked and is_refusal(error):
+            self.begun = False
+        # What refuses a new connection says nothing of the group that was sent over the one before.
+        if not is_lost(error) and (self._asked or not self.begun):
+            raise mapped(error, location) from error
+        self._drop()
+        if until is None:
+            until = self._until()
+            logger.warning("the connection to %s is lost: %s", location, error)
+        if asyncio.get_running_loop().time() + pause < until:
+            return until
+        if self.begun:
+            raise OutcomeUnknown(
+                f"the connection to {location} went while an append was under way, and it could not be "
+                f"reached for {seconds:g} s: it may or may not be stored; retry with a key ({error})"
+            ) from error
+        raise unavailable(location, seconds, error) from error
 
-    async def _try(self, group: Group, seconds: float | None) -> Answer:
+    async def _try(self, group: Group, until: float | None) -> Answer:
         self._asked = False
         session = self._session
         if session is None or session.is_closed():
+            seconds = None if until is None else until - asyncio.get_running_loop().time()
             session, earlier, answer = await self._connect(seconds)
             if self.begun and earlier == self._number:
                 assert answer is not None, "a group that was stored has a result"
