@@ -69,11 +69,14 @@ $$;
 APPEND_GROUP: Final = """
 CREATE FUNCTION {schema}.append_group(
     the_writer uuid, the_token bigint, the_group bigint, stamp timestamptz, appends integer, streams text[],
-    k_append integer[], k_stream integer[], k_key text[],
-    x_append integer[], x_stream integer[], x_expected bigint[],
-    c_append integer[], c_above bigint[], c_match bigint[], c_items text[],
-    e_append integer[], e_stream integer[], e_nth integer[], e_type text[], e_data json[], e_metadata json[],
-    e_tags text[], e_key text[], e_more integer[], e_size integer[])
+    e_type text[], e_data json[], e_size integer[],
+    e_append integer[] DEFAULT NULL, e_stream integer[] DEFAULT NULL, e_nth integer[] DEFAULT NULL,
+    e_more integer[] DEFAULT NULL, e_key text[] DEFAULT NULL, e_metadata json[] DEFAULT NULL,
+    e_tags text[] DEFAULT NULL,
+    k_append integer[] DEFAULT NULL, k_stream integer[] DEFAULT NULL, k_key text[] DEFAULT NULL,
+    x_append integer[] DEFAULT NULL, x_stream integer[] DEFAULT NULL, x_expected bigint[] DEFAULT NULL,
+    c_append integer[] DEFAULT NULL, c_above bigint[] DEFAULT NULL, c_match bigint[] DEFAULT NULL,
+    c_items text[] DEFAULT NULL)
 RETURNS {schema}.result
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column

@@ -52,6 +52,16 @@ class _Arguments:
     """The arrays of ``append_group``, in its order."""
 
     streams: list[str] = field(default_factory=list)
+    e_type: list[str] = field(default_factory=list)
+    e_data: list[msgspec.Raw] = field(default_factory=list)
+    e_size: list[int] = field(default_factory=list)
+    e_append: list[int] = field(default_factory=list)
+    e_stream: list[int] = field(default_factory=list)
+    e_nth: list[int] = field(default_factory=list)
+    e_more: list[int] = field(default_factory=list)
+    e_key: list[str | None] = field(default_factory=list)
+    e_metadata: list[msgspec.Raw | None] = field(default_factory=list)
+    e_tags: list[str | None] = field(default_factory=list)
     k_append: list[int] = field(default_factory=list)
     k_stream: list[int] = field(default_factory=list)
     k_key: list[str] = field(default_factory=list)
@@ -62,19 +72,9 @@ class _Arguments:
     c_above: list[int] = field(default_factory=list)
     c_match: list[int | None] = field(default_factory=list)
     c_items: list[str] = field(default_factory=list)
-    e_append: list[int] = field(default_factory=list)
-    e_stream: list[int] = field(default_factory=list)
-    e_nth: list[int] = field(default_factory=list)
-    e_type: list[str] = field(default_factory=list)
-    e_data: list[msgspec.Raw] = field(default_factory=list)
-    e_metadata: list[msgspec.Raw | None] = field(default_factory=list)
-    e_tags: list[str | None] = field(default_factory=list)
-    e_key: list[str | None] = field(default_factory=list)
-    e_more: list[int] = field(default_factory=list)
-    e_size: list[int] = field(default_factory=list)
 
     def all(self, appends_count: int) -> list[Any]:
-        """The arrays; None for each that ``append_group`` can do without, which costs least."""
+        """The arrays, without those that ``append_group`` can do without, or None in their place."""
         needless = [array for array in (self.e_metadata, self.e_tags, self.e_key, self.e_more) if not any(array)]
         if appends_count == 1:
             needless += [self.e_append, self.e_more]
@@ -82,13 +82,14 @@ class _Arguments:
             needless += [self.e_stream, self.e_nth]
         for array in needless:
             array.clear()
-        return [getattr(self, name) or None for name in _ARRAYS]
+        arrays = [getattr(self, name) or None for name in _ARRAYS]
+        return arrays if any(arrays[_NEEDED_COUNT:]) else arrays[:_NEEDED_COUNT]
 
 
 _ARRAYS: Final = tuple(array.name for array in fields(_Arguments))
 
-ARGUMENTS_COUNT: Final = 5 + len(_ARRAYS)
-"""The writer, its token, the group's number, its timestamp, how many appends; and the arrays."""
+_NEEDED_COUNT: Final = 4
+"""The first arrays: streams, types, data and sizes."""
 
 
 class Answer(NamedTuple):

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import secrets
 import uuid
+from functools import cache
 from typing import Final
 
 from aiostore.engines.postgres.connections import Connector, Session, backoff_seconds, unavailable
 from aiostore.engines.postgres.failures import is_lost, is_refusal, mapped
-from aiostore.engines.postgres.groups import ARGUMENTS_COUNT, Answer, Group
+from aiostore.engines.postgres.groups import Answer, Group
 from aiostore.errors import OutcomeUnknown
 
 logger = logging.getLogger("aiostore")
@@ -24,6 +25,11 @@ def deliver_later(cancelled: asyncio.CancelledError) -> None:
     assert task is not None, "a coroutine of asyncio runs in a task"
     task.uncancel()
     task.cancel(*cancelled.args)
+
+
+@cache
+def _parameters(count: int) -> str:
+    return "(" + ", ".join(f"${n}" for n in range(1, count + 1)) + ")"
 
 
 class Writer:
@@ -41,10 +47,7 @@ class Writer:
         self._session: Session | None = None
         self.begun = False
         self._asked = False  # whether the last try got as far as to send the group
-        parameters = ", ".join(f"${n}" for n in range(1, ARGUMENTS_COUNT + 1))
-        self._append = (
-            f"SELECT previous, ts, refused, verdicts, details, versions FROM {schema}.append_group({parameters})"
-        )
+        self._append = f"SELECT previous, ts, refused, verdicts, details, versions FROM {schema}.append_group"
         self._take_over = (
             "SELECT group_number, (result).previous, (result).ts, (result).refused, (result).verdicts,"
             f" (result).details, (result).versions FROM {schema}.take_over($1, $2)"
@@ -126,7 +129,8 @@ class Writer:
             self.begun = False  # it was not stored, and from now on it is refused
         session.warned = ""
         self.begun = self._asked = True
-        (row,) = await session.ask(self._append, self._id, self._token, self._number, *group.arguments)
+        arguments = (self._id, self._token, self._number, *group.arguments)
+        (row,) = await session.ask(self._append + _parameters(len(arguments)), *arguments)
         if session.warned:
             # The server gave up waiting for its standby: what is stored might be lost with this server.
             self._drop()
