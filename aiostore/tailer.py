@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from aiostore.engine import Commit, Committed, Engine
-from aiostore.errors import EngineUnavailable
+from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.fanout import Fanout
 from aiostore.worker import Worker
 
 RETRY_S = 0.2
-"""So long after the engine was unavailable, what others appended is asked for again."""
+"""So long after the engine could not say what others appended, it is asked again."""
 
 logger = logging.getLogger("aiostore")
 
@@ -127,7 +127,9 @@ class Tailer:
                 continue
             try:
                 commits = await self._engine.commits_after(fanout.head)
-            except EngineUnavailable as error:
+            except StoreClosed:
+                raise
+            except EventStoreError as error:
                 await self._give_up(error)
                 continue
             # Own groups are published whole: a queue that waits has room for a group.
@@ -141,7 +143,7 @@ class Tailer:
             if commits:
                 self._publish(commits)
 
-    async def _give_up(self, error: EngineUnavailable) -> None:
+    async def _give_up(self, error: EventStoreError) -> None:
         """Let the callers go whose commits are stored; they are published when they can be read."""
         logger.warning("what others appended cannot be read now, it is tried again: %s", error)
         self._let_go()
@@ -152,6 +154,8 @@ class Tailer:
     def _publisher_ended(self, task: asyncio.Task[None]) -> None:
         self._report(task)
         if not task.cancelled() and task.exception() is not None:
+            self._closed = True  # it would fail again and again: the store is to be opened anew
+            self._watcher.cancel()
             self._let_go()
         elif self._own or (self._news and not self._closed):
             self._publisher.start()  # it was cancelled, or what is new came when it had just ended

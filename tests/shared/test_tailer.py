@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from aiostore import EngineUnavailable, Event, EventStore, OutcomeUnknown
+from aiostore import EngineUnavailable, Event, EventStore, OutcomeUnknown, StoreFailed
 from aiostore.engine import Commit, Committed, Proposal
 from tests.conformance import ids
-from tests.scheduler import turns, until
+from tests.scheduler import take, turns, until
 from tests.shared.database import Database, SharedEngine
 
 
@@ -143,16 +143,17 @@ async def test_what_comes_while_there_is_a_read_is_not_missed(
 
 
 async def test_what_could_not_be_read_before_an_own_group_is_read_later(
-    engine: ToldEngine, here: EventStore, there: EventStore, heard: list[int], monkeypatch: pytest.MonkeyPatch
+    engine: ToldEngine, here: EventStore, there: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiostore.tailer.RETRY_S", 0)
     await there.append("s", "E", {})
     engine.away = True
-    own = await here.append("s", "E", {})
-    assert own.event_id == 2
-    assert heard == [], "it is stored, and its caller need not wait until it can be shown"
-    engine.away = False
-    await until(lambda: heard == [1, 2])
+    async with here.subscribe() as events:
+        own = await here.append("s", "E", {})
+        assert own.event_id == 2
+        assert events.lag == 0, "it is stored, and its caller need not wait until it can be shown"
+        engine.away = False
+        assert await take(events, 2) == [1, 2]
 
 
 async def test_an_own_append_of_unknown_outcome_is_looked_for(
@@ -181,3 +182,19 @@ async def test_a_worker_that_is_cancelled_goes_on(
     await there.append("s", "E", {})
     engine.told.set()
     await until(lambda: heard == [1, 2])
+
+
+async def test_what_cannot_be_shown_is_not_tried_for_ever(
+    here: EventStore, engine: ToldEngine, there: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(commits: Sequence[Commit]) -> None:
+        raise RuntimeError("so it was chosen")
+
+    here._fanout.publish = fail  # type: ignore[method-assign]
+    await there.append("s", "E", {})
+    engine.told.set()
+    await until(lambda: caplog.records)
+    await turns(100)
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+    with pytest.raises(StoreFailed):
+        await here.append("s", "E", {})
