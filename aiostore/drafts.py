@@ -51,6 +51,23 @@ class StreamDrafts(NamedTuple):
     drafts: Sequence[Draft]
     expected_version: int | StreamState | None
 
+    def placed(self, event_id: int, version: int, timestamp: str) -> list[Event]:
+        """The events that they become right above the last ``event_id``, and the last version of the stream."""
+        stream_id = self.stream_id
+        return [
+            Event(
+                event_id + place,
+                stream_id,
+                version + place,
+                draft.event_type,
+                timestamp,
+                draft.data,
+                draft.metadata,
+                draft.tags,
+            )
+            for place, draft in enumerate(self.drafts, 1)
+        ]
+
 
 class Append(NamedTuple):
     """A checked append: one commit, all or nothing. ``size`` is its approximate number of bytes."""

@@ -209,8 +209,9 @@ class Engine(ABC):
         raise NotImplementedError
 
     async def changed(self, after: int) -> None:
-        """Return when there may be commits above event ``after``; spurious returns are allowed. Cancelled, it is left.
+        """Return when there may be commits above event ``after``, at once where it knows of some. May be cancelled.
 
+        Spurious returns are allowed. Of this engine's own commits it need not tell.
         It copes with lost connections by itself, and raises nothing but `StoreClosed`.
         """
         raise NotImplementedError

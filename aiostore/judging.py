@@ -139,28 +139,12 @@ class _Court:
 
     def _pass(self, append: Append, facts: Facts) -> Sequence[Event]:
         events: list[Event] = []
-        event_id, timestamp = self._next_id, self._timestamp
         for part in append.parts:
-            stream_id = part.stream_id
-            version = self._version(stream_id, facts)
-            for draft in part.drafts:
-                version += 1
-                events.append(
-                    Event(
-                        event_id,
-                        stream_id,
-                        version,
-                        draft.event_type,
-                        timestamp,
-                        draft.data,
-                        draft.metadata,
-                        draft.tags,
-                    )
-                )
-                event_id += 1
-            self._versions[stream_id] = version
+            version = self._version(part.stream_id, facts)
+            events += part.placed(self._next_id - 1 + len(events), version, self._timestamp)
+            self._versions[part.stream_id] = version + len(part.drafts)
         if events:
-            self._next_id = event_id
+            self._next_id += len(events)
             scope = append.key_scope
             if scope is not None:
                 self._keys[scope] = events

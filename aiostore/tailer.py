@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from aiostore.engine import Commit, Committed, Engine
-from aiostore.errors import EngineUnavailable
+from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.fanout import Fanout
 from aiostore.worker import Worker
 
 RETRY_S = 0.2
-"""So long after the engine was unavailable, what others appended is asked for again."""
+"""So long after the engine could not say what others appended, it is asked again."""
 
 logger = logging.getLogger("aiostore")
 
@@ -29,6 +29,9 @@ class Tailer:
     """Publishes each commit once, in order: own ones as they are where nothing lies between, else that first.
 
     One worker watches the engine, another publishes while there is anything to publish. ``publish`` shows commits.
+
+    What the watcher hears is news until something is published: then it asks again, and hears at once if there is more.
+    So each piece of news costs one read, and none where an own group, which shows all that lay before it, came first.
     """
 
     def __init__(self, engine: Engine, fanout: Fanout, publish: Callable[[Sequence[Commit]], None]) -> None:
@@ -39,6 +42,7 @@ class Tailer:
         self._shown = asyncio.Event()
         self._shown.set()
         self._committing = False
+        self._news = False
         self._gate = asyncio.Event()
         self._closed = False
         self._watcher = Worker("aiostore watcher", self._watch, self._watcher_ended)
@@ -47,10 +51,17 @@ class Tailer:
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        """While the engine commits an own group, nothing else is read: it might be a part of that group."""
+        """While the engine commits an own group, nothing else is read: it might be a part of that group.
+
+        Where that fails, it may be stored all the same, and nobody tells us: so it is looked for.
+        """
         self._committing = True
         try:
             yield
+        except BaseException:
+            self._news = True
+            self._publisher.start()
+            raise
         finally:
             self._committing = False
             self.look_again()
@@ -87,6 +98,7 @@ class Tailer:
     async def _watch(self) -> None:
         while not self._closed:
             await self._engine.changed(self._fanout.head)
+            self._news = True
             self._publisher.start()
             await self._publisher.drain()
 
@@ -96,7 +108,7 @@ class Tailer:
             self._watcher.start()
 
     async def _publish_all(self) -> None:
-        """Publish until all own commits are, and others' as far as there are any and nothing holds them back."""
+        """Publish until all own commits are, and what there was news of, once nothing holds that back."""
         fanout = self._fanout
         while True:
             if self._own:
@@ -104,9 +116,10 @@ class Tailer:
                 if committed.previous_head <= fanout.head:
                     if committed.previous_head == fanout.head:
                         self._publish(committed.commits)
+                        self._news = False
                     self._answer_next()  # where it is below, it was read with what lay before it
                     continue
-            elif self._closed:
+            elif self._closed or not self._news:
                 return
             elif self._committing or fanout.backlog_full or fanout.held_by_subscriptions:
                 self._gate.clear()
@@ -114,9 +127,11 @@ class Tailer:
                 continue
             try:
                 commits = await self._engine.commits_after(fanout.head)
-            except EngineUnavailable as error:
+            except StoreClosed:
+                raise
+            except EventStoreError as error:
                 await self._give_up(error)
-                return
+                continue
             # Own groups are published whole: a queue that waits has room for a group.
             if self._committing:
                 continue  # among these may be a part of the one that is under way
@@ -124,24 +139,26 @@ class Tailer:
                 commits = [
                     commit for commit in commits if commit.events[0].event_id <= self._own[0].committed.previous_head
                 ]
+            self._news = False
             if commits:
                 self._publish(commits)
-            elif not self._own:
-                return
 
-    async def _give_up(self, error: EngineUnavailable) -> None:
+    async def _give_up(self, error: EventStoreError) -> None:
         """Let the callers go whose commits are stored; they are published when they can be read."""
         logger.warning("what others appended cannot be read now, it is tried again: %s", error)
         self._let_go()
+        self._news = True
         if not self._closed:
             await asyncio.sleep(RETRY_S)
 
     def _publisher_ended(self, task: asyncio.Task[None]) -> None:
         self._report(task)
         if not task.cancelled() and task.exception() is not None:
+            self._closed = True  # it would fail again and again: the store is to be opened anew
+            self._watcher.cancel()
             self._let_go()
-        elif self._own:
-            self._publisher.start()
+        elif self._own or (self._news and not self._closed):
+            self._publisher.start()  # it was cancelled, or what is new came when it had just ended
 
     def _let_go(self) -> None:
         while self._own:

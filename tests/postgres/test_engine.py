@@ -6,6 +6,7 @@ import asyncio
 import random
 import subprocess
 import sys
+from typing import Literal
 
 import asyncpg
 import pytest
@@ -292,14 +293,18 @@ async def test_a_schema_of_somebody_else_is_left_alone(postgres_server: Server) 
     await connection.close()
 
 
-async def test_a_later_format_is_refused(open_engine: OpenEngine, postgres_server: Server) -> None:
+@pytest.mark.parametrize("mode", ["rw", "r"])
+async def test_another_format_is_refused(
+    open_engine: OpenEngine, postgres_server: Server, mode: Literal["rw", "r"]
+) -> None:
     engine = await open_engine()
     schema = engine.location.rpartition("=")[2]
     connection = await asyncpg.connect(postgres_server.url)
-    await connection.execute(f"UPDATE {schema}.meta SET value = '2' WHERE name = 'aiostore'")
+    for other in (schemas.FORMAT - 1, schemas.FORMAT + 1):
+        await connection.execute(f"UPDATE {schema}.meta SET value = '{other}' WHERE name = 'aiostore'")
+        with pytest.raises(EngineUnsupported, match=f"has format {other}, and this version has {schemas.FORMAT}"):
+            await PostgresEngine(engine.location, mode=mode).open()
     await connection.close()
-    with pytest.raises(EngineUnsupported, match="format 2"):
-        await PostgresEngine(engine.location).open()
 
 
 async def test_an_empty_schema_of_the_administrator_is_used(postgres_server: Server) -> None:

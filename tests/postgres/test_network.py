@@ -193,7 +193,7 @@ async def test_an_append_whose_answer_is_lost_is_stored_once_and_finds_out_by_it
     key: str | None, proxy: Proxy, new_postgres_url: NewUrl
 ) -> None:
     async with EventStore(proxy.url, **STUBBORN) as store, EventStore(proxy.target_url) as witness:
-        await store.append("s", "E", {"n": 1})
+        await store.append("s", "E", {"n": 1}, expected_version=0)  # the server knows the statement from here on
         async with witness.subscribe() as subscription, store.subscribe() as own:
             proxy.mute = True
             append = asyncio.ensure_future(store.append("s", "E", {"n": 2}, expected_version=1, idempotency_key=key))

@@ -163,3 +163,66 @@ async def test_an_open_transaction_elsewhere_stalls_nothing(open_engine: OpenEng
         assert len(await engine.commits_after(0)) == n + 1
     await transaction.rollback()
     await stranger.close()
+
+
+async def test_what_is_new_is_asked_for_where_it_was_told(
+    open_engine: OpenEngine, new_postgres_url: NewUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_postgres_url()
+    writer, reader = await open_engine(url), await open_engine(url, poll_interval=3600)
+    await commit(writer, append())
+    await asyncio.wait_for(reader.changed(0), 10)
+    with monkeypatch.context() as patch:
+        patch.setattr("aiostore.engines.postgres.connections.Pool.run_here", None)
+        assert ids((await reader.commits_after(0))[0].events) == [1]
+
+
+async def test_where_the_listening_connection_is_busy_or_goes_another_is_asked(
+    open_engine: OpenEngine, new_postgres_url: NewUrl
+) -> None:
+    url = new_postgres_url()
+    writer, reader = await open_engine(url), await open_engine(url, poll_interval=0.001)
+    await commit(writer, append())
+    waiting = asyncio.create_task(reader.changed(1))
+    for _ in range(50):
+        found = await asyncio.gather(*(reader.commits_after(0) for _ in range(4)))
+        assert [ids(commits[0].events) for commits in found] == [[1]] * 4
+    assert reader._waker is not None
+    session = reader._waker._session
+    assert session is not None
+    assert not session.is_closed(), "no question came into the way of another"
+    reading = asyncio.gather(*(reader.commits_after(0) for _ in range(4)))
+    await asyncio.sleep(0)
+    session.terminate()
+    assert [ids(commits[0].events) for commits in await reading] == [[1]] * 4
+    await commit(writer, append())
+    await asyncio.wait_for(waiting, 10)
+    assert ids((await reader.commits_after(1))[0].events) == [2]
+
+
+async def test_a_reader_that_is_cancelled_leaves_the_listening_connection_to_be_made_anew(
+    open_engine: OpenEngine, new_postgres_url: NewUrl
+) -> None:
+    url = new_postgres_url()
+    writer, reader = await open_engine(url), await open_engine(url, poll_interval=3600)
+    await commit(writer, append())
+    await asyncio.wait_for(reader.changed(0), 10)
+    waiting = asyncio.create_task(reader.changed(1))
+    reading = asyncio.create_task(reader.commits_after(0))
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait([reading])
+    await commit(writer, append())
+    await asyncio.wait_for(waiting, 10)
+    assert ids((await reader.commits_after(1))[0].events) == [2]
+
+
+async def test_own_appends_wake_nobody_and_are_known(open_engine: OpenEngine) -> None:
+    engine = await open_engine(poll_interval=3600)
+    waiting = asyncio.create_task(engine.changed(0))
+    await until(lambda: engine._waker is not None and engine._waker._session is not None)
+    await commit(engine, append())
+    await until(lambda: engine._waker is not None and engine._waker._known == 1)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.wait_for(engine.changed(0), 10)

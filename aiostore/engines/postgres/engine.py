@@ -30,8 +30,15 @@ from aiostore.engines.postgres.pages import PageReader
 from aiostore.engines.postgres.rows import COLUMNS, commits_of, events_of, timestamp_text
 from aiostore.engines.postgres.schema import check_or_create, check_server
 from aiostore.engines.postgres.waking import Waker
-from aiostore.engines.postgres.writer import Writer
-from aiostore.errors import EngineUnsupported, EventStoreError, InvalidEvent, StateConflict, StoreClosed
+from aiostore.engines.postgres.writer import Writer, deliver_later
+from aiostore.errors import (
+    EngineUnavailable,
+    EngineUnsupported,
+    EventStoreError,
+    InvalidEvent,
+    StateConflict,
+    StoreClosed,
+)
 from aiostore.events import Event
 from aiostore.limits import MIB
 from aiostore.query import AppendCondition
@@ -143,7 +150,7 @@ class PostgresEngine(Engine):
             self._closing = asyncio.create_task(self._close(self._pool, self._waker), name="aiostore closing postgres")
         cancelled = await _until_done(self._closing)
         if cancelled is not None:
-            _deliver_later(cancelled)
+            deliver_later(cancelled)
         self._closing.result()
 
     async def _close(self, pool: Pool, waker: Waker) -> None:
@@ -174,42 +181,28 @@ class PostgresEngine(Engine):
         self._held()
         writer = self._writing()
         group = Group(proposals, timestamp)
-        task = asyncio.create_task(self._commit(writer, group), name="aiostore writing")
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = cancelled or error
-                if not writer.begun:
-                    task.cancel()
-        if cancelled is not None:
-            if task.cancelled():
-                raise cancelled
-            _deliver_later(cancelled)
-        return task.result()
+        answer = await writer.store(group)
+        commits, judged = group.outcomes(answer)
+        outcomes: list[Outcome] = []
+        for proposal, outcome in zip(proposals, judged, strict=True):
+            outcomes.append(await self._duplicate(proposal, outcome) if isinstance(outcome, int) else outcome)
+        return Committed(answer.previous_head, commits, outcomes)
 
     def _writing(self) -> Writer:
         if self._writer is None:
             raise EngineUnsupported(f"{self.location} was opened with mode='r': open it with mode='rw' to write")
         return self._writer
 
-    async def _commit(self, writer: Writer, group: Group) -> Committed:
-        try:
-            answer = await writer.store(group)
-            commits, judged = group.outcomes(answer)
-            outcomes: list[Outcome] = []
-            for proposal, outcome in zip(group.proposals, judged, strict=True):
-                outcomes.append(await self._duplicate(proposal, outcome) if isinstance(outcome, int) else outcome)
-        finally:
-            writer.begun = False
-        return Committed(answer.previous_head, commits, outcomes)
-
     async def _duplicate(self, proposal: Proposal, first: int) -> Outcome:
         try:
             return proposal.append.repeated(await self._stored(first))
         except EventStoreError as error:
             return error  # the others of the group are stored: they must hear so
+        except asyncio.CancelledError as error:
+            deliver_later(error)
+            return EngineUnavailable(
+                f"{self.location}: the events of a key that is stored could not be read; try again"
+            )
 
     async def _stored(self, first: int) -> list[Event]:
         """The commit that begins with the event."""
@@ -229,7 +222,12 @@ class PostgresEngine(Engine):
             " WHERE p.bytes - p.size < $3 ORDER BY p.pos"
         )
         args = (after, CATCH_UP_EVENTS, CATCH_UP_BYTES)
-        return commits_of(await self._held().run_here(lambda session: session.ask(sql, *args)))
+        self._held()
+        assert self._waker is not None
+        rows = await self._waker.ask(sql, *args)
+        if rows is None:
+            rows = await self._held().run_here(lambda session: session.ask(sql, *args))
+        return commits_of(rows)
 
     async def changed(self, after: int) -> None:
         self._held()
@@ -334,11 +332,3 @@ async def _until_done(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = cancelled or error
     return cancelled
-
-
-def _deliver_later(cancelled: asyncio.CancelledError) -> None:
-    """Have the cancellation that this task caught raised at its next await, counted as it was."""
-    task = asyncio.current_task()
-    assert task is not None, "a coroutine of asyncio runs in a task"
-    task.uncancel()
-    task.cancel(*cancelled.args)

@@ -61,16 +61,22 @@ $$;
 """
 
 # Arrays of one length belong together: streams; k_ the keys; x_ the expectations (-1: the stream exists); c_ the
-# conditions; e_ the events (an empty array of these stands for NULLs, or for 0 in e_more). *_append and *_stream are
-# places in the group and in streams, from 1.
+# conditions; e_ the events. *_append and *_stream are places in the group and in streams, from 1; e_nth counts the
+# events of the group in their stream, from 1. NULL stands for an array in which nothing stands, and where it says no
+# more than is known otherwise: e_append and e_more of one append, e_stream and e_nth of one stream.
+#
+# What is refused is taken out of the arrays of events, so that from there on it is as if it had not been asked for.
 APPEND_GROUP: Final = """
 CREATE FUNCTION {schema}.append_group(
     the_writer uuid, the_token bigint, the_group bigint, stamp timestamptz, appends integer, streams text[],
-    k_append integer[], k_stream integer[], k_key text[],
-    x_append integer[], x_stream integer[], x_expected bigint[],
-    c_append integer[], c_above bigint[], c_match bigint[], c_items text[],
-    e_append integer[], e_stream integer[], e_type text[], e_data json[], e_metadata json[], e_tags text[],
-    e_key text[], e_more integer[], e_size integer[])
+    e_type text[], e_data json[], e_size integer[],
+    e_append integer[] DEFAULT NULL, e_stream integer[] DEFAULT NULL, e_nth integer[] DEFAULT NULL,
+    e_more integer[] DEFAULT NULL, e_key text[] DEFAULT NULL, e_metadata json[] DEFAULT NULL,
+    e_tags text[] DEFAULT NULL,
+    k_append integer[] DEFAULT NULL, k_stream integer[] DEFAULT NULL, k_key text[] DEFAULT NULL,
+    x_append integer[] DEFAULT NULL, x_stream integer[] DEFAULT NULL, x_expected bigint[] DEFAULT NULL,
+    c_append integer[] DEFAULT NULL, c_above bigint[] DEFAULT NULL, c_match bigint[] DEFAULT NULL,
+    c_items text[] DEFAULT NULL)
 RETURNS {schema}.result
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -82,25 +88,33 @@ DECLARE
     versions bigint[];
     previous bigint;
     issued bigint;
-    stored integer;
     known boolean;
+    first_id bigint;
+    first_version bigint;
     refused boolean := false;
     found_at bigint;
+    total integer;
     one record;
 BEGIN
     PERFORM pg_advisory_xact_lock({lock});
-    SELECT h.pos, h.sids, greatest(h.ts, stamp),
+    SELECT h.pos, h.sids, greatest(h.ts, stamp), s.sid, s.version,
            EXISTS (SELECT FROM {schema}.writers w WHERE w.writer = the_writer AND w.token = the_token)
-        INTO STRICT previous, issued, stamp, known FROM {schema}.head h;
+        INTO STRICT previous, issued, stamp, first_id, first_version, known
+        FROM {schema}.head h LEFT JOIN {schema}.streams s ON s.name = streams[1];
     IF NOT known THEN
         RAISE EXCEPTION 'another connection of this writer has taken over' USING ERRCODE = '{fenced}';
     END IF;
-    SELECT array_agg(coalesce(s.sid, issued + n.place) ORDER BY n.place),
-           array_agg(coalesce(s.version, 0) ORDER BY n.place)
-        INTO stream_ids, versions
-        FROM unnest(streams) WITH ORDINALITY n(name, place) LEFT JOIN {schema}.streams s ON s.name = n.name;
+    IF cardinality(streams) = 1 THEN
+        stream_ids := ARRAY[coalesce(first_id, issued + 1)];
+        versions := ARRAY[coalesce(first_version, 0)];
+    ELSE
+        SELECT array_agg(coalesce(s.sid, issued + n.place) ORDER BY n.place),
+               array_agg(coalesce(s.version, 0) ORDER BY n.place)
+            INTO stream_ids, versions
+            FROM unnest(streams) WITH ORDINALITY n(name, place) LEFT JOIN {schema}.streams s ON s.name = n.name;
+    END IF;
 
-    IF cardinality(k_append) > 0 THEN
+    IF k_append IS NOT NULL THEN
         FOR one IN
             SELECT k.append, e.pos FROM unnest(k_append, k_stream, k_key) k(append, stream, key)
             JOIN {schema}.events e ON e.sid = stream_ids[k.stream] AND e.key = k.key
@@ -110,7 +124,7 @@ BEGIN
             refused := true;
         END LOOP;
     END IF;
-    IF cardinality(x_append) > 0 THEN
+    IF x_append IS NOT NULL THEN
         FOR one IN
             SELECT x.append, x.place FROM unnest(x_append, x_stream, x_expected)
                 WITH ORDINALITY x(append, stream, expected, place)
@@ -125,7 +139,7 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
-    IF cardinality(c_append) > 0 THEN
+    IF c_append IS NOT NULL THEN
         FOR one IN
             SELECT c.* FROM unnest(c_append, c_above, c_match, c_items) c(append, above, match, items)
             WHERE c.above < previous OR c.match IS NOT NULL
@@ -144,39 +158,54 @@ BEGIN
         END LOOP;
     END IF;
 
-    answer := ROW(previous, stamp, '{{}}', '{{}}', '{{}}', versions);
+    answer := ROW(previous, stamp, NULL, NULL, NULL, versions);
     IF refused THEN
         SELECT array_agg(v.place), array_agg(v.verdict), array_agg(v.detail)
             INTO answer.refused, answer.verdicts, answer.details
             FROM unnest(verdicts, details) WITH ORDINALITY v(verdict, detail, place) WHERE v.verdict <> {passed};
+        SELECT array_agg(e.stream ORDER BY e.place), array_agg(e.nth ORDER BY e.place),
+               array_agg(e.type ORDER BY e.place), array_agg(e.data ORDER BY e.place),
+               array_agg(e.metadata ORDER BY e.place), array_agg(e.tags ORDER BY e.place),
+               array_agg(e.key ORDER BY e.place), array_agg(e.more ORDER BY e.place),
+               array_agg(e.size ORDER BY e.place)
+            INTO e_stream, e_nth, e_type, e_data, e_metadata, e_tags, e_key, e_more, e_size
+            FROM (
+                SELECT e.place, coalesce(e.stream, 1) AS stream, e.type, e.data, e.metadata, e.tags, e.key, e.more,
+                       e.size, row_number() OVER (PARTITION BY e.stream ORDER BY e.place) AS nth
+                FROM unnest(e_append, e_stream, e_type, e_data, e_metadata, e_tags, e_key, e_more, e_size)
+                    WITH ORDINALITY e(append, stream, type, data, metadata, tags, key, more, size, place)
+                WHERE verdicts[coalesce(e.append, 1)] = {passed}
+            ) e;
     END IF;
-    IF cardinality(e_append) = 0 THEN
+    total := cardinality(e_type);
+    IF total IS NULL THEN
         RETURN answer;
     END IF;
     INSERT INTO {schema}.events (pos, sid, version, type, ts, data, metadata, tags, key, more, size)
-        SELECT previous + row_number() OVER (ORDER BY e.place), stream_ids[e.stream],
-               versions[e.stream] + row_number() OVER (PARTITION BY e.stream ORDER BY e.place),
-               e.type, stamp, e.data, e.metadata, string_to_array(e.tags, chr(31)), e.key, coalesce(e.more, 0), e.size
-        FROM unnest(e_append, e_stream, e_type, e_data, e_metadata, e_tags, e_key, e_more, e_size)
-            WITH ORDINALITY e(append, stream, type, data, metadata, tags, key, more, size, place)
-        WHERE NOT refused OR verdicts[e.append] = {passed};
-    GET DIAGNOSTICS stored = ROW_COUNT;
-    IF stored = 0 THEN
-        RETURN answer;
-    END IF;
-    IF cardinality(array_remove(e_tags, NULL)) > 0 THEN
+        SELECT previous + p, stream_ids[coalesce(e_stream[p], 1)],
+               versions[coalesce(e_stream[p], 1)] + coalesce(e_nth[p], p),
+               e_type[p], stamp, e_data[p], e_metadata[p], string_to_array(e_tags[p], chr(31)), e_key[p],
+               CASE WHEN appends = 1 THEN total - p ELSE coalesce(e_more[p], 0) END, e_size[p]
+        FROM generate_series(1, total) p;
+    IF e_tags IS NOT NULL THEN
         INSERT INTO {schema}.tags (tag, pos)
-            SELECT t.tag, e.pos FROM {schema}.events e CROSS JOIN LATERAL unnest(e.tags) t(tag)
-            WHERE e.pos > previous AND e.tags IS NOT NULL;
+            SELECT t.tag, previous + p
+            FROM generate_series(1, total) p CROSS JOIN LATERAL unnest(string_to_array(e_tags[p], chr(31))) t(tag);
     END IF;
-    INSERT INTO {schema}.streams AS s (sid, name, version)
-        SELECT n.sid, n.name, e.version
-        FROM (SELECT sid, max(version) AS version FROM {schema}.events WHERE pos > previous GROUP BY sid) e
-        JOIN unnest(stream_ids, streams) n(sid, name) ON n.sid = e.sid
-        ON CONFLICT (name) DO UPDATE SET version = excluded.version;
-    UPDATE {schema}.head SET pos = previous + stored, ts = stamp, sids = issued + cardinality(streams);
+    IF cardinality(streams) = 1 THEN
+        UPDATE {schema}.streams SET version = versions[1] + total WHERE sid = stream_ids[1];
+        IF NOT FOUND THEN
+            INSERT INTO {schema}.streams (sid, name, version) VALUES (stream_ids[1], streams[1], total);
+        END IF;
+    ELSE
+        INSERT INTO {schema}.streams AS s (sid, name, version)
+            SELECT stream_ids[n.stream], streams[n.stream], versions[n.stream] + n.events
+            FROM (SELECT e_stream[p] AS stream, max(e_nth[p]) AS events FROM generate_series(1, total) p GROUP BY 1) n
+            ON CONFLICT (name) DO UPDATE SET version = excluded.version;
+    END IF;
+    UPDATE {schema}.head SET pos = previous + total, ts = stamp, sids = issued + cardinality(streams);
     UPDATE {schema}.writers SET group_number = the_group, result = answer, seen = now() WHERE writer = the_writer;
-    PERFORM pg_notify('{channel}', (previous + stored)::text);
+    PERFORM pg_notify('{channel}', (previous + total)::text);
     RETURN answer;
 END $$;
 """

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from aiostore.drafts import Append
+from aiostore.drafts import Append, Draft
 from aiostore.engine import Commit, Outcome, Proposal
 from aiostore.engines.postgres.functions import CONFLICT, DUPLICATE, MATCHED, SEPARATOR
 from aiostore.engines.postgres.rows import timestamp_text
@@ -52,6 +52,16 @@ class _Arguments:
     """The arrays of ``append_group``, in its order."""
 
     streams: list[str] = field(default_factory=list)
+    e_type: list[str] = field(default_factory=list)
+    e_data: list[msgspec.Raw] = field(default_factory=list)
+    e_size: list[int] = field(default_factory=list)
+    e_append: list[int] = field(default_factory=list)
+    e_stream: list[int] = field(default_factory=list)
+    e_nth: list[int] = field(default_factory=list)
+    e_more: list[int] = field(default_factory=list)
+    e_key: list[str | None] = field(default_factory=list)
+    e_metadata: list[msgspec.Raw | None] = field(default_factory=list)
+    e_tags: list[str | None] = field(default_factory=list)
     k_append: list[int] = field(default_factory=list)
     k_stream: list[int] = field(default_factory=list)
     k_key: list[str] = field(default_factory=list)
@@ -62,29 +72,24 @@ class _Arguments:
     c_above: list[int] = field(default_factory=list)
     c_match: list[int | None] = field(default_factory=list)
     c_items: list[str] = field(default_factory=list)
-    e_append: list[int] = field(default_factory=list)
-    e_stream: list[int] = field(default_factory=list)
-    e_type: list[str] = field(default_factory=list)
-    e_data: list[msgspec.Raw] = field(default_factory=list)
-    e_metadata: list[msgspec.Raw | None] = field(default_factory=list)
-    e_tags: list[str | None] = field(default_factory=list)
-    e_key: list[str | None] = field(default_factory=list)
-    e_more: list[int] = field(default_factory=list)
-    e_size: list[int] = field(default_factory=list)
 
-    def all(self) -> list[Any]:
-        """The arrays. Of events, one in which nothing stands is left empty, which reads the same and costs less."""
-        arrays: tuple[list[Any], ...] = (self.e_metadata, self.e_tags, self.e_key, self.e_more)
-        for array in arrays:
-            if not any(array):
-                array.clear()
-        return [getattr(self, name) for name in _ARRAYS]
+    def all(self, appends_count: int) -> list[Any]:
+        """The arrays, without those that ``append_group`` can do without, or None in their place."""
+        needless = [array for array in (self.e_metadata, self.e_tags, self.e_key, self.e_more) if not any(array)]
+        if appends_count == 1:
+            needless += [self.e_append, self.e_more]
+        if len(self.streams) == 1:
+            needless += [self.e_stream, self.e_nth]
+        for array in needless:
+            array.clear()
+        arrays = [getattr(self, name) or None for name in _ARRAYS]
+        return arrays if any(arrays[_NEEDED_COUNT:]) else arrays[:_NEEDED_COUNT]
 
 
 _ARRAYS: Final = tuple(array.name for array in fields(_Arguments))
 
-ARGUMENTS_COUNT: Final = 5 + len(_ARRAYS)
-"""The writer, its token, the group's number, its timestamp, how many appends; and the arrays."""
+_NEEDED_COUNT: Final = 4
+"""The first arrays: streams, types, data and sizes."""
 
 
 class Answer(NamedTuple):
@@ -92,10 +97,10 @@ class Answer(NamedTuple):
 
     previous_head: int
     timestamp: datetime
-    refused: Sequence[int]
-    """The places of the appends that did not pass, from 1; with each of them…"""
-    verdicts: Sequence[int]
-    details: Sequence[int]
+    refused: Sequence[int] | None
+    """The places of the appends that did not pass, from 1, None where all did; with each of them…"""
+    verdicts: Sequence[int] | None
+    details: Sequence[int] | None
     """…the first event of a duplicate, the place of the expectation, the event that matched."""
     versions: Sequence[int] | None
     """Of each stream of the group, before it; None where there are none."""
@@ -107,12 +112,17 @@ class Group:
     def __init__(self, proposals: Sequence[Proposal], timestamp: str) -> None:
         self.proposals = proposals
         self._places: dict[str, int] = {}
+        self._counts: dict[int, int] = {}
         self._expectations: list[tuple[str, Any]] = []
         arrays = _Arguments()
         for place, proposal in enumerate(proposals, start=1):
             self._add(arrays, place, proposal)
         arrays.streams = list(self._places)
-        self.arguments: Sequence[Any] = (datetime.fromisoformat(timestamp), len(proposals), *arrays.all())
+        self.arguments: Sequence[Any] = (
+            datetime.fromisoformat(timestamp),
+            len(proposals),
+            *arrays.all(len(proposals)),
+        )
 
     def _stream(self, stream_id: str) -> int:
         return self._places.setdefault(stream_id, len(self._places) + 1)
@@ -140,18 +150,26 @@ class Group:
                 arrays.x_stream.append(stream)
                 arrays.x_expected.append(min(expected, BIGINT_MAX) if isinstance(expected, int) else _EXISTS)
                 self._expectations.append((part.stream_id, expected))
-            for draft in part.drafts:
-                more -= 1
-                arrays.e_append.append(place)
-                arrays.e_stream.append(stream)
-                arrays.e_type.append(draft.event_type)
-                arrays.e_data.append(draft.data)
-                arrays.e_metadata.append(draft.metadata if bytes(draft.metadata) else None)
-                arrays.e_tags.append(SEPARATOR.join(draft.tags) if draft.tags else None)
-                arrays.e_key.append(key)
-                arrays.e_more.append(more)
-                arrays.e_size.append(draft.size)
-                key = None
+            if part.drafts:
+                more -= len(part.drafts)
+                self._add_events(arrays, place, stream, part.drafts, more)
+                arrays.e_key[-len(part.drafts)], key = key, None
+
+    def _add_events(self, arrays: _Arguments, place: int, stream: int, drafts: Sequence[Draft], more: int) -> None:
+        """Add some of one stream, after which so many of the append follow."""
+        count = len(drafts)
+        before = self._counts.get(stream, 0)
+        self._counts[stream] = before + count
+        arrays.e_append += [place] * count
+        arrays.e_stream += [stream] * count
+        arrays.e_nth += range(before + 1, before + count + 1)
+        arrays.e_type += [draft.event_type for draft in drafts]
+        arrays.e_data += [draft.data for draft in drafts]
+        arrays.e_metadata += [draft.metadata if bytes(draft.metadata) else None for draft in drafts]
+        arrays.e_tags += [SEPARATOR.join(draft.tags) if draft.tags else None for draft in drafts]
+        arrays.e_key += [None] * count
+        arrays.e_more += range(more + count - 1, more - 1, -1)
+        arrays.e_size += [draft.size for draft in drafts]
 
     def outcomes(self, answer: Answer) -> tuple[list[Commit], list[Outcome | int]]:
         """The commits that were stored, and what each proposal came to.
@@ -162,7 +180,8 @@ class Group:
         outcomes: list[Outcome | int] = []
         before = answer.versions or ()
         versions = dict(zip(self._places, before, strict=True))
-        refused = dict(zip(answer.refused, zip(answer.verdicts, answer.details, strict=True), strict=True))
+        verdicts = zip(answer.verdicts or (), answer.details or (), strict=True)
+        refused = dict(zip(answer.refused or (), verdicts, strict=True))
         event_id, timestamp = answer.previous_head, timestamp_text(answer.timestamp)
         for place, (append, _, _) in enumerate(self.proposals, start=1):
             if place not in refused:
@@ -189,24 +208,9 @@ def _placed(append: Append, event_id: int, timestamp: str, versions: dict[str, i
     """The events of an append that passed, the first right above ``event_id``; the versions are brought up to date."""
     events: list[Event] = []
     for part in append.parts:
-        stream_id = part.stream_id
-        version = versions[stream_id]
-        for draft in part.drafts:
-            event_id += 1
-            version += 1
-            events.append(
-                Event(
-                    event_id,
-                    stream_id,
-                    version,
-                    draft.event_type,
-                    timestamp,
-                    draft.data,
-                    draft.metadata,
-                    draft.tags,
-                )
-            )
-        versions[stream_id] = version
+        version = versions[part.stream_id]
+        events += part.placed(event_id + len(events), version, timestamp)
+        versions[part.stream_id] = version + len(part.drafts)
     return events
 
 

@@ -13,8 +13,8 @@ from aiostore.errors import EngineUnavailable, EngineUnsupported
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
 
-FORMAT: Final = 1
-"""The number of the format that this code reads and writes."""
+FORMAT: Final = 2
+"""The number of the format that this code reads and writes: of its tables and functions."""
 
 SERVER_VERSION_MIN: Final = 14
 SCHEMA_DEFAULT: Final = "aiostore"
@@ -108,7 +108,7 @@ def check_server(connection: Connection[Record]) -> None:
 async def check_or_create(connection: Connection[Record], schema: str, *, create: bool) -> None:
     """See that the schema holds a store of this format; make it if there is none and ``create`` says so.
 
-    Raises `EngineUnsupported` where it is somebody else's or of a later format, `EngineUnavailable` where it is not
+    Raises `EngineUnsupported` where it is somebody else's or of another format, `EngineUnavailable` where it is not
     there and not to be made. Any number of processes may do this at once.
     """
     if await _is_ours(connection, schema):
@@ -141,5 +141,8 @@ async def _is_ours(connection: Connection[Record], schema: str) -> bool:
     if stated is None:
         raise EngineUnsupported(f"the schema {schema!r} holds other tables, not a store; give another with schema=…")
     if stated != str(FORMAT):
-        raise EngineUnsupported(f"the store in the schema {schema!r} has format {stated}: this version reads {FORMAT}")
+        raise EngineUnsupported(
+            f"the store in the schema {schema!r} has format {stated}, and this version has {FORMAT}: open it with one "
+            "that has the same"
+        )
     return True
