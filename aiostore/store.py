@@ -341,7 +341,7 @@ class EventStore(AsyncResource):
     async def head(self) -> int:
         """The last event_id, 0 when the store is empty."""
         self._check()
-        if self._engine.shared:  # others append too, and what they did is seen a moment later
+        if self._engine.followed:  # others append too, and what they did is seen a moment later
             return (await self._engine.facts(Question())).head
         return self._fanout.head
 

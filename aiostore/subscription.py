@@ -217,6 +217,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
                 elif inbox.events:
                     return
                 elif inbox.live:
+                    self._fanout.check()
                     await self._wait()
                 else:
                     await self._read_history()

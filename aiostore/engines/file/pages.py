@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from aiostore.engine import Commit, Page, Selection
@@ -116,26 +116,22 @@ class PageReader:
     async def commits(self, after: int) -> list[Commit]:
         """The next whole commits above ``after``, as far as a page goes; one that is larger is cut."""
         pieces = await self._ask(runs_up, self._index, after + 1, self._index.head.event_id)
-        commits: list[Commit] = []
         lines: list[Line] = []
-        size = 0
+        starts = [0]
         for piece, data in zip(pieces, await self._files.read_all(pieces), strict=False):
             if isinstance(data, OSError):
-                raise _unreadable(piece, data) from data
-            for first, last, starts in piece.runs:
-                try:
-                    decoded = decode_lines(data, piece.segment.seed, first, last - first + 1)
-                except Damaged as damaged:
-                    raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), first, last) from damaged
-                for line, start, end in zip(decoded, starts, starts[1:], strict=False):
-                    lines.append(line)
-                    size += end - start
-                    if not line.more:
-                        commits.append(_commit(lines, size))
-                        lines, size = [], 0
-        if lines and not commits:
-            commits.append(_commit(lines, size))
-        return commits
+                if not lines:
+                    raise _unreadable(piece, data) from data
+                break
+            (run,) = piece.runs
+            whole, damage = _lines_before_damage(piece, data, run)
+            lines += whole
+            starts += [starts[-1] + start - run.starts[0] for start in run.starts[1 : len(whole) + 1]]
+            if damage is not None:
+                if not lines:
+                    raise damage
+                break
+        return commits_of(lines, starts)
 
     # --- pages ---
 
@@ -308,6 +304,39 @@ def _unreadable(piece: Piece, error: OSError) -> EngineUnavailable | StoreCorrup
         return EngineUnavailable(f"{path} cannot be read now: {error}")
     ids = [event_id for run in piece.runs for event_id in (run.first_event_id, run.last_event_id)]
     return StoreCorrupt(path, piece.start, f"cannot be read: {error}", min(ids), max(ids))
+
+
+def _lines_before_damage(piece: Piece, data: bytes, run: Run) -> tuple[list[Line], StoreCorrupt | None]:
+    """The lines of the piece; where one is damaged, those before it, and the error that says so."""
+    seed = piece.segment.seed
+    try:
+        return decode_lines(data, seed, run.first_event_id, run.last_event_id - run.first_event_id + 1), None
+    except Damaged as damaged:
+        lines: list[Line] = []
+        for event_id, (start, end) in enumerate(pairwise(run.starts), run.first_event_id):
+            try:
+                lines += decode_lines(data[start - piece.start : end - piece.start], seed, event_id, 1)
+            except Damaged as here:
+                error = StoreCorrupt(piece.segment.path, start, str(here), event_id, event_id)
+                error.__cause__ = here
+                return lines, error
+        raise AssertionError(f"each line by itself is whole, but together they are not: {damaged}") from damaged
+
+
+def commits_of(lines: Sequence[Line], starts: Sequence[int]) -> list[Commit]:
+    """The whole commits that the lines begin with; where the first does not end in them, what there is of it.
+
+    ``starts``: where each line begins, and at last where the last one ends.
+    """
+    commits: list[Commit] = []
+    first = 0
+    for place, line in enumerate(lines):
+        if not line.more:
+            commits.append(_commit(lines[first : place + 1], starts[place + 1] - starts[first]))
+            first = place + 1
+    if lines and not commits:
+        commits.append(_commit(lines, starts[-1] - starts[0]))
+    return commits
 
 
 def _commit(lines: Sequence[Line], size: int) -> Commit:
