@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
+from aiostore.engine import Head
 from aiostore.engines.file.behind import Ended, News, look_behind, whole_commits
 from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.disk import Disk, OpenFile, Watch
-from aiostore.engines.file.format import HEAD_NAME, MANIFEST_NAME
+from aiostore.engines.file.format import HEAD_NAME, MANIFEST_NAME, Damaged
 from aiostore.engines.file.head import HEAD_BYTES, decode_head
 from aiostore.engines.file.index import Index, Part
 from aiostore.engines.file.manifest import read_manifest
 from aiostore.engines.file.newer_runs import NewerRuns
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_format import run_first
+from aiostore.engines.file.sealed import check_run
 from aiostore.engines.file.segment import Segment
 from aiostore.errors import EngineUnavailable, StoreClosed, StoreCorrupt
 
@@ -228,7 +230,8 @@ class Follower:
                     return found
                 segment.end = found.size  # with the padding, as the writer has it
                 if index.add_segment(Segment(self._directory, index.store_id, segment.last_event_id + 1)) is not None:
-                    await self._take_runs()
+                    for run in await self._take_runs():
+                        await self._adopt(run, durable)
             return None
 
     def _read_on_nowait(self, segment: Segment, durable: int) -> News | None:
@@ -257,14 +260,14 @@ class Follower:
 
     # --- the index ---
 
-    async def _take_runs(self) -> None:
-        """Exchange what is in memory, and small runs, for what the writer has put on disk."""
+    async def _take_runs(self) -> Sequence[Run]:
+        """Exchange what is in memory, and small runs, for what the writer has put on disk. Returns what goes beyond."""
         self._runs_are_new = False
         try:
             runs = await self._in_thread(self._runs.find, self._index.sources)
         except OSError as error:
             self._report(f"{self._directory}: the index on disk cannot be read now: {error}")
-            return
+            return ()
         for run in runs:
             old = [
                 source
@@ -273,6 +276,27 @@ class Follower:
             ]
             if old and self._fits(run, old):  # if not, it is closed when it is forgotten
                 self._index.exchange(old, [run])
+        return [run for run in runs if run.last_event_id > self._index.head.event_id]
+
+    async def _adopt(self, run: Run, durable: int) -> None:
+        """Go on to the end of a run that begins with one of the sources; in memory, all up to there might be too much.
+
+        Only in `advance`: the last segment becomes another.
+        """
+        index = self._index
+        begins = any(run.first_event_id == source.first_event_id for source in index.sources)
+        if not begins or run.last_event_id > durable or index.damages:
+            return
+        segments = [Segment(self._directory, index.store_id, sealed.first_event_id) for sealed in run.segments]
+        try:
+            last = await self._in_thread(check_run, self._disk, run, segments, run.last_event_id + 1)
+        except (Damaged, OSError) as error:
+            self._report(f"{run.path} does not fit: {error}")
+            return
+        known = index.segments_between(run.first_event_id, run.last_event_id)
+        if [segment.first_event_id for segment in known] == [each.first_event_id for each in segments[: len(known)]]:
+            index.adopt(run, segments, Head(last.event_id, last.timestamp))
+            index.add_segment(Segment(self._directory, index.store_id, last.event_id + 1))
 
     def _fits(self, run: Run, old: Sequence[Part | Run]) -> bool:
         """Whether the run is the index of just what the sources are of, and another than they."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 
 from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.compaction import choose_runs
@@ -46,7 +47,8 @@ class NewerRuns:
 
     def _header(self, path: str) -> Header | None:
         try:
-            return decode_header(self._disk.read(OpenFile(self._disk, path).file, HEADER_BYTES, 0), self._store_id)
+            with closing(OpenFile(self._disk, path)) as opened:
+                return decode_header(self._disk.read(opened.file, HEADER_BYTES, 0), self._store_id)
         except (Damaged, OSError) as error:
             self._report(path, error)
             return None
