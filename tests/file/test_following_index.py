@@ -41,8 +41,9 @@ async def follow_to(reader: FileEngine, head: int, position: int) -> int:
     return position
 
 
-async def look_until(reader: FileEngine, condition: Callable[[], bool]) -> None:
+async def look_until(reader: Engine, condition: Callable[[], bool]) -> None:
     """Let the reader wait for changes until the condition holds."""
+    assert isinstance(reader, FileEngine)
     assert reader._opened is not None
     waiting = asyncio.ensure_future(reader.changed(reader._opened.index.head.event_id))
     await until(condition)
@@ -84,7 +85,7 @@ async def test_hundreds_of_segments_take_little_memory_and_few_files(tmp_path: P
     await until(lambda: parts_of(writer) == 1)
     await look_until(reader, lambda: parts_of(reader) <= 2 and sources_of(reader) <= 20)
     gc.collect()
-    assert sum(path.endswith(".idx") for path in disk.held.values()) < sources_of(reader)
+    await until(lambda: sum(path.endswith(".idx") for path in disk.held.values()) < sources_of(reader))
     assert len(disk.held) < sources_of(reader) + OPEN_FILES_MAX + 3
     log = await everything(writer)
     assert await everything(reader) == log

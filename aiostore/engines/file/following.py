@@ -69,6 +69,7 @@ class Follower:
         self._told = asyncio.Event()
         self._runs_are_new = True
         self._advancing = asyncio.Lock()
+        self._opening_head = asyncio.Lock()
         self._reported = ""
         self._stopped = False
 
@@ -146,14 +147,18 @@ class Follower:
                 data = self._disk.read_nowait(self._head.file, HEAD_BYTES, 0)
                 if data is not None:
                     return decode_head(data, self._index.store_id)
-            renew, self._head_is_new = self._head_is_new, False
-            try:
-                found = await self._in_thread(self._read_head, self._head, self._watch, renew)
-            except BaseException:
-                self._head_is_new |= renew
-                raise
+            async with self._opening_head:  # one after another: an older file must not take the place of a newer one
+                return await self._look_for_head()
         except OSError as error:
             raise EngineUnavailable(f"{self._head_path} cannot be read now: {error}") from error
+
+    async def _look_for_head(self) -> int:
+        renew, self._head_is_new = self._head_is_new, False
+        try:
+            found = await self._in_thread(self._read_head, self._head, self._watch, renew)
+        except BaseException:
+            self._head_is_new |= renew
+            raise
         self._head_is_missing = found.is_missing
         if found.is_missing:  # nothing tells when it, or its directory, is there again
             self._report(f"{self._head_path} is missing, it is looked for every {POLL_SECONDS} s")
