@@ -55,9 +55,10 @@ class FileEngine(Engine):
     """Keeps the events in the directory ``path``, which one process at a time opens for writing.
 
     ``durability``: "fsync" (an acknowledged event survives a power loss) or "os" (it survives the process; the system
-    writes it to the device in its own time). ``mode``: "rw", or "r" to read beside a writer, or a damaged store.
-    ``segment_bytes``: where a file of the log is full, 1 to 1 GiB. ``force_network``: use a network file system all the
-    same. ``disk``, ``part_bytes_min``: for tests. ValueError if an option is not one of these.
+    writes it to the device in its own time). ``mode``: "rw", or "r" to read and follow what another process writes, or
+    to read a damaged store. ``segment_bytes``: where a file of the log is full, 1 to 1 GiB. ``force_network``: use a
+    network file system all the same. ``disk``, ``part_bytes_min``: for tests. ValueError if an option is not one of
+    these.
     """
 
     def __init__(
