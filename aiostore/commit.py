@@ -17,6 +17,7 @@ from aiostore.fanout import Fanout
 from aiostore.judging import NOTHING_KNOWN, Independents, judge, question_of, suffices
 from aiostore.limits import Limits
 from aiostore.tailer import Tailer
+from aiostore.timestamps import timestamp_text
 from aiostore.worker import Worker
 
 logger = logging.getLogger("aiostore")
@@ -162,6 +163,7 @@ class Committer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         in_hand, self._in_hand = self._in_hand, ()
+        self._fanout.turns.end()
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.critical("the committer failed", exc_info=error)
@@ -196,7 +198,9 @@ class Committer:
         while True:
             group = self._take_group()
             if group or not self._staged:
+                self._fanout.turns.begin()
                 return group
+            self._fanout.turns.end()
             self._gate.clear()
             await self._gate.wait()
 
@@ -240,7 +244,10 @@ class Committer:
             return
         judgement = judge([(staged.append, staged.facts) for staged in group], ring, timestamp)
         if judgement.commits:
+            if len(judgement.commits[0].events) > self._limits.group_events_max:  # long to judge, and long to store
+                await asyncio.sleep(0)
             try:
+                self._fanout.turns.give()
                 await self._engine.commit(Plan(judgement.commits))
             except Exception as error:
                 for staged in group:
@@ -257,6 +264,7 @@ class Committer:
         if not proposals:
             return
         try:
+            self._fanout.turns.give()
             with tailer.committing():
                 committed = await self._engine.commit_shared(proposals, self._next_timestamp())
         except Exception as error:
@@ -303,7 +311,4 @@ class Committer:
             self._fanout.listeners.release(staged.future, outcome)
 
     def _next_timestamp(self) -> str:
-        now = self._clock()
-        if now.tzinfo is not UTC:
-            now = now.astimezone(UTC)
-        return max(now.isoformat(timespec="microseconds")[: -len("+00:00")] + "Z", self._timestamp)
+        return max(timestamp_text(self._clock()), self._timestamp)

@@ -117,20 +117,26 @@ def check_expected_version(value: object) -> int | StreamState | None:
     raise ValueError(f"expected_version must be 0 or more, NO_STREAM, STREAM_EXISTS or None, not {value!r}")
 
 
-def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "events") -> list[Draft]:
-    """The drafts of the events; `InvalidEvent` names the first element that is not valid.
+Row = tuple[Any, Any, Any, Any]
+"""The parts of an event to append: event_type, data, metadata, tags."""
 
-    In one go, without giving way: what the caller changes meanwhile would be stored in part.
+
+def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "events", first: int = 0) -> list[Draft]:
+    """The drafts of the events, of which the first has the index ``first``; `InvalidEvent` names one that is not valid.
+
+    In one go, without giving way: what the caller changes meanwhile would be stored in part. See `batch.Batch`.
     """
-    if isinstance(events, str | bytes | dict | NewEvent) or not isinstance(events, Iterable):
-        raise InvalidEvent(where, f"must be an iterable of events, not {type(events).__name__}")
-    parts = [_parts(event, where, index) for index, event in enumerate(events)]
-    datas = encode_objects([part[1] for part in parts], lambda index: f"{where}[{index}].data")
+    return draft_rows([row_of(event, where, index) for index, event in enumerate(events, first)], limits, where, first)
+
+
+def draft_rows(rows: Sequence[Row], limits: Limits, where: str, first: int) -> list[Draft]:
+    """`draft_events` of their rows."""
+    datas = encode_objects([row[1] for row in rows], lambda index: f"{where}[{first + index}].data")
     drafts: list[Draft] = []
     checked_type = ""
     plain_type: object = None  # a type that was checked; most events of a batch are of few types, without more
     try:
-        for (event_type, _, metadata, tags), data in zip(parts, datas, strict=True):
+        for (event_type, _, metadata, tags), data in zip(rows, datas, strict=True):
             if event_type is plain_type and metadata is None and tags == () and len(data) <= limits.event_bytes_max:
                 size = EVENT_OVERHEAD_BYTES + len(data) + len(checked_type)
                 drafts.append(Draft(checked_type, msgspec.Raw(data), NO_METADATA, (), size))
@@ -139,11 +145,12 @@ def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "even
             plain_type = event_type
             drafts.append(_draft(checked_type, data, metadata, tags, limits))
     except InvalidEvent as error:
-        raise InvalidEvent(f"{where}[{len(drafts)}].{error.where}", error.reason) from None
+        raise InvalidEvent(f"{where}[{first + len(drafts)}].{error.where}", error.reason) from None
     return drafts
 
 
-def _parts(event: EventLike, where: str, index: int) -> tuple[Any, Any, Any, Any]:
+def row_of(event: EventLike, where: str, index: int) -> Row:
+    """The parts of the event; `InvalidEvent` where it is not one."""
     if isinstance(event, tuple):
         if len(event) == 2:
             return event[0], event[1], None, ()

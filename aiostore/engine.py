@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 from aiostore.drafts import Append
-from aiostore.errors import EventStoreError
+from aiostore.errors import EventStoreError, StoreCorrupt
 from aiostore.events import Event
 from aiostore.query import AppendCondition, Query
 
@@ -23,6 +23,9 @@ FIRST_TIMESTAMP = "0001-01-01T00:00:00.000000Z"
 
 PAGE_EVENTS = 500
 """The default size of a page."""
+
+DAMAGES_PASSED_MAX = 100
+"""So many damaged places are gone past, on either side, to find an event that tells what time it was."""
 
 
 class Head(NamedTuple):
@@ -232,6 +235,64 @@ class Engine(ABC):
             await asyncio.sleep(0)  # a long search must not keep the loop to itself
             page = await self.read(selection, page.cursor)
         return page.events[0].event_id if page.events else None
+
+    async def first_since(self, timestamp: str, head: int) -> int:
+        """The first event_id up to ``head`` whose event is not before the timestamp (as in the log); head + 1 if none.
+
+        Timestamps never go back, so that it is found by halving. Raises `StoreCorrupt` only where the events that are
+        whole leave it open, and what `read` raises.
+        """
+        low, high = 1, head + 1  # those below low are before the timestamp, those from high on are not
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                event = await self._first(Selection(after=middle - 1, up_to=high - 1))
+            except StoreCorrupt as error:
+                low, high = await self._past_damage(timestamp, low, high, middle, error)
+            else:
+                if event is not None and event._timestamp < timestamp:
+                    low = event.event_id + 1
+                else:
+                    high = middle
+        return low
+
+    async def _past_damage(
+        self, timestamp: str, low: int, high: int, middle: int, error: StoreCorrupt
+    ) -> tuple[int, int]:
+        """`first_since` where the event in the middle is damaged: what its neighbours say."""
+        first, last = min(middle, error.first_event_id or middle), max(middle, error.last_event_id)
+        for _ in range(DAMAGES_PASSED_MAX):
+            if last + 1 >= high:
+                break
+            try:
+                event = await self._first(Selection(after=last, up_to=high - 1))
+            except StoreCorrupt as further:
+                last = max(last + 1, further.last_event_id)
+                continue
+            if event is not None and event._timestamp < timestamp:
+                return event.event_id + 1, high
+            high = last + 1
+            break
+        for _ in range(DAMAGES_PASSED_MAX):
+            if first <= low:
+                break
+            try:
+                event = await self._first(Selection(after=low - 1, up_to=first - 1, backwards=True))
+            except StoreCorrupt as further:
+                first = min(first - 1, further.first_event_id or first)
+                continue
+            if event is None or event._timestamp < timestamp:
+                break
+            return low, event.event_id
+        raise error
+
+    async def _first(self, selection: Selection) -> Event | None:
+        """The first event of the selection, None if it has none."""
+        page = await self.read(selection, None, 1)
+        while not page.events and page.cursor is not None:
+            await asyncio.sleep(0)
+            page = await self.read(selection, page.cursor, 1)
+        return page.events[0] if page.events else None
 
     @abstractmethod
     async def load_state(self, key: str) -> State | None:

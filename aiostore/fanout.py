@@ -13,6 +13,7 @@ from aiostore.inbox import Inbox, Interest
 from aiostore.limits import Limits
 from aiostore.listeners import Listeners
 from aiostore.ring import Ring
+from aiostore.turns import Turns
 
 Defer = Callable[[Callable[[], None]], None]
 """Has a function called soon, in the loop: what is dropped is dropped anywhere, in any thread, by the collector."""
@@ -100,6 +101,11 @@ class InterestIndex:
         """The inboxes that want every event."""
         return _alive(self._others.get(_EVERYTHING, {}))
 
+    @property
+    def selective(self) -> bool:
+        """Whether any of the inboxes wants some events only."""
+        return bool(self._streams or self._types or self._tags or _UNINDEXED in self._others)
+
     def candidates(self, event: Event) -> list[Inbox]:
         """The other inboxes that may want the event, each once."""
         places = [self._streams.get(event.stream_id), self._types.get(event.event_type), self._others.get(_UNINDEXED)]
@@ -138,6 +144,7 @@ class Fanout:
         self.listeners = Listeners(head, opened)
         self._defer = defer
         self.live = InterestIndex(defer)
+        self.turns = Turns()
         # Inboxes whose reader waits: nothing else may hold the task that waits for them.
         self.waiting: dict[Inbox, None] = {}
         self.closed = False
@@ -168,16 +175,40 @@ class Fanout:
         self._group += 1
         for commit in commits:
             self.ring.add(commit)
-            if self.live:
-                self._put(commit)
+        if self.live:
+            self._put_everything(commits)
+            for commit in commits:
+                if not self.live.selective:
+                    break
+                self._put_wanted(commit)
+        for commit in commits:
             self.listeners.put(commit)
 
-    def _put(self, commit: Commit) -> None:
-        for inbox in self.live.wanting_everything():
-            inbox.put(commit.events, commit.bytes_estimate, self._group)
+    def _put_everything(self, commits: Sequence[Commit]) -> None:
+        inboxes = self.live.wanting_everything()
+        if not inboxes:
+            return
+        events = commits[0].events if len(commits) == 1 else [event for commit in commits for event in commit.events]
+        size = sum([commit.bytes_estimate for commit in commits])
+        for inbox in inboxes:
+            if len(commits) == 1 or inbox.has_room_for(len(events), size):  # a group at once: one step instead of many
+                inbox.put(events, size, self._group)
+                continue
+            for commit in commits:
+                if inbox.live:
+                    inbox.put(commit.events, commit.bytes_estimate, self._group)
+
+    def _put_wanted(self, commit: Commit) -> None:
         wanted: dict[Inbox, list[Event]] = {}
+        stream_id = event_type = ""
+        tags: Sequence[str] = ()
+        candidates: list[Inbox] = []
         for event in commit.events:
-            for inbox in self.live.candidates(event):
+            # Most events of a long commit are like the one before.
+            if event.stream_id != stream_id or event.event_type != event_type or event.tags != tags:
+                stream_id, event_type, tags = event.stream_id, event.event_type, event.tags
+                candidates = self.live.candidates(event)
+            for inbox in candidates:
                 if inbox.interest.matches(event):
                     wanted.setdefault(inbox, []).append(event)
         for inbox, events in wanted.items():

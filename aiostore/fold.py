@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from aiostore.drafts import check_name
 from aiostore.events import Event
 from aiostore.limits import EVENT_TYPE_BYTES_MAX, check_number
 from aiostore.store import EventStore
+from aiostore.timestamps import check_moment
 
 S = TypeVar("S")
 
@@ -76,7 +77,8 @@ async def reconstruct_state(
 
     ``handlers``: by event type, ``handler(state, event)``, plain or async; changes the state or returns the new one.
     Events without a handler are passed over. ``initial()`` gives the state before the first event. ``up_to``: a
-    version, included (0: before the first event), or an aware datetime: the events stored until then. None: all.
+    version, or an aware datetime: the events up to it, those with that version or timestamp included (version 0: none;
+    note that ``until`` of `EventStore.read_stream` excludes its moment). None: all.
 
     Raises what a handler raises; ValueError for a naive datetime; what `EventStore.read_stream` raises.
     """
@@ -84,13 +86,19 @@ async def reconstruct_state(
         raise TypeError(f"initial must be a function that gives the first state, such as lambda: 0, not {initial!r}")
     checked = {check_handler(event_type, handler): handler for event_type, handler in handlers.items()}
     fold = Fold(checked, initial())
-    until = up_to if isinstance(up_to, datetime) else None
-    if until is not None and until.tzinfo is None:
-        raise ValueError(f"up_to must be an aware datetime, as events have it: {until!r} has no time zone")
-    version = check_number("up_to", up_to, 0) if up_to is not None and until is None else None
-    async for events in store.read_stream(stream_id, to_version=version).batches():
-        if until is not None and events[-1].timestamp > until:
-            await fold.take([event for event in events if event.timestamp <= until])
-            break
+    if isinstance(up_to, datetime):
+        check_moment("up_to", up_to)
+        reader = store.read_stream(stream_id, until=_just_after(up_to))
+    else:
+        reader = store.read_stream(stream_id, to_version=None if up_to is None else check_number("up_to", up_to, 0))
+    async for events in reader.batches():
         await fold.take(events)
     return fold.state
+
+
+def _just_after(moment: datetime) -> datetime | None:
+    """The next time that a timestamp can be; None if there is none."""
+    try:
+        return moment.astimezone(UTC) + datetime.resolution
+    except OverflowError:
+        return moment if moment.year == datetime.min.year else None

@@ -114,6 +114,10 @@ class Inbox:
         """Whether no further commit goes in."""
         return len(self.events) >= self.queue_size or self.bytes >= self._bytes_max
 
+    def has_room_for(self, count: int, size: int) -> bool:
+        """Whether so many events, of so many bytes, go in without passing a bound."""
+        return len(self.events) + count <= self.queue_size and self.bytes + size <= self._bytes_max
+
     def fill(self, events: Iterable[Event], held: int, *, shared: bool) -> None:
         """Queue events from history: all that are wanted above the last ones, up to ``held``."""
         self.events.extend(events)
@@ -160,9 +164,26 @@ class Inbox:
     def take(self) -> Event:
         """The next event, which is now handed out; the queue must not be empty."""
         event = self.events.popleft()
-        self.handed = event.event_id
+        self._hand_out_up_to(event.event_id)
+        return event
+
+    def take_some(self, count_max: int) -> list[Event]:
+        """The next events, which are now handed out; none if the queue is empty."""
+        events = self.events
+        if not events:
+            return []
+        if len(events) <= count_max:
+            taken = list(events)
+            events.clear()
+        else:
+            taken = [events.popleft() for _ in range(count_max)]
+        self._hand_out_up_to(taken[-1].event_id)
+        return taken
+
+    def _hand_out_up_to(self, event_id: int) -> None:
+        self.handed = event_id
         lumps = self._lumps
-        while lumps and lumps[0][0] <= event.event_id:
+        while lumps and lumps[0][0] <= event_id:
             self.bytes -= lumps.popleft()[1]
         if not self.events and not self.live:
             self.handed = self.held
@@ -171,7 +192,6 @@ class Inbox:
                 self._restart_watch()
             else:
                 self._let_go()
-        return event
 
     def wake(self) -> None:
         """Let the reader that waits look again."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from aiostore.engine import PAGE_EVENTS, Engine, Question, Selection
+from aiostore.engine import PAGE_EVENTS, Engine, Page, Question, Selection
 from aiostore.events import Event
 from aiostore.limits import check_number
 from aiostore.query import Query
@@ -44,12 +44,23 @@ class Reader(AsyncIterator[Event]):
     Cancelled and called again, it goes on where it was. One task at a time: RuntimeError for a second.
     """
 
-    def __init__(self, engine: Engine, selection: Selection, limit: int | None, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        selection: Selection,
+        limit: int | None,
+        check: Callable[[], None],
+        since: str | None = None,
+        until: str | None = None,
+    ) -> None:
         self._engine = engine
         self._selection = selection
+        self._since = since
+        self._until = until
         self._left = limit
         self._check = check
-        self._started: tuple[int, int] | None = None
+        self._head: int | None = None
+        self._version: int | None = None
         self._cursor: int | None = None
         self._done = False
         self._reading = False
@@ -58,17 +69,17 @@ class Reader(AsyncIterator[Event]):
     @property
     def head(self) -> int:
         """The last event_id of the store as of the start of the read."""
-        return self._as_of_start()[0]
+        return self._known(self._head)
 
     @property
     def version(self) -> int:
         """The version of the stream as of the start of the read, 0 if it had no events (or all streams are read)."""
-        return self._as_of_start()[1]
+        return self._known(self._version)
 
-    def _as_of_start(self) -> tuple[int, int]:
-        if self._started is None:
+    def _known(self, number: int | None) -> int:
+        if number is None:
             raise RuntimeError("the read has not started: head and version are those of its start")
-        return self._started
+        return number
 
     async def __anext__(self) -> Event:
         if not self._page and not await self._turn(PAGE_EVENTS):
@@ -107,12 +118,14 @@ class Reader(AsyncIterator[Event]):
         while not self._page and not self._done:
             await asyncio.sleep(0)  # what comes from memory must not keep the loop to itself
             self._check()
-            if self._started is None:
-                await self._start()
-                if self._done:
-                    break
-            page_events = max_events if self._left is None else min(max_events, self._left)
-            page = await self._engine.read(self._selection, self._cursor, page_events)
+            if self._head is None:
+                self._head = await self._start()
+            page = Page([], None)
+            if self._left != 0:
+                page_events = max_events if self._left is None else min(max_events, self._left)
+                page = await self._engine.read(self._selection, self._cursor, page_events)
+            if self._version is None:
+                self._version = await self._find_version(page, self._head)
             self._page = page.events[::-1]
             self._cursor = page.cursor
             if self._left is not None:
@@ -120,10 +133,33 @@ class Reader(AsyncIterator[Event]):
             self._done = page.cursor is None or self._left == 0
         return bool(self._page)
 
-    async def _start(self) -> None:
-        stream_id = self._selection.stream_id
-        facts = await self._engine.facts(Question([stream_id] if stream_id is not None else ()))
-        version = facts.versions[stream_id] if stream_id is not None else 0
-        self._selection = replace(self._selection, up_to=min(self._selection.up_to, facts.head))
-        self._done = self._left == 0 or (stream_id is not None and version == 0)
-        self._started = (facts.head, version)
+    async def _start(self) -> int:
+        """Fix where the read ends; returns the head."""
+        head = (await self._engine.facts(Question())).head
+        after, up_to = self._selection.after, min(self._selection.up_to, head)
+        if self._left != 0:
+            if self._until is not None and after < up_to:
+                up_to = await self._engine.first_since(self._until, up_to) - 1
+            if self._since is not None and after < up_to:
+                after = max(after, await self._engine.first_since(self._since, up_to) - 1)
+        self._selection = replace(self._selection, after=after, up_to=up_to)
+        return head
+
+    async def _find_version(self, page: Page, head: int) -> int:
+        """The version of the stream as of the head; mostly the first page shows it."""
+        selection = self._selection
+        if selection.stream_id is None:
+            return 0
+        if selection.query is None and selection.to_version is None and selection.up_to == head:
+            if selection.backwards and page.events:
+                return page.events[0].version
+            if not selection.backwards and page.events and page.cursor is None:
+                return page.events[-1].version
+        facts = await self._engine.facts(Question([selection.stream_id]))
+        if facts.head == head:
+            return facts.versions[selection.stream_id]
+        newest = Selection(up_to=head, stream_id=selection.stream_id, backwards=True)
+        last = await self._engine.read(newest, None, 1)
+        while not last.events and last.cursor is not None:
+            last = await self._engine.read(newest, last.cursor, 1)
+        return last.events[0].version if last.events else 0

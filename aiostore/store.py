@@ -6,19 +6,20 @@ import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
 from enum import Enum
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 from weakref import WeakSet
 
 from anyio.abc import AsyncResource
 
+from aiostore.batch import Batch
 from aiostore.commit import Clock, Committer, utc_now
 from aiostore.drafts import (
     StreamDrafts,
     check_expected_version,
     check_stream_id,
     draft_event,
-    draft_events,
     make_append,
 )
 from aiostore.engine import Engine, Question, Selection
@@ -32,6 +33,7 @@ from aiostore.listeners import Handler, Listener
 from aiostore.query import AppendCondition, Query
 from aiostore.reader import Reader, check_query
 from aiostore.subscription import OnLive, Subscription, in_wait_body
+from aiostore.timestamps import check_moment
 from aiostore.worker import Worker
 
 Location = str | os.PathLike[str] | Engine | None
@@ -250,11 +252,13 @@ class EventStore(AsyncResource):
         """Store several events in one stream, all or none; returns them in order. See `append`.
 
         ``events``: ``(event_type, data)``, ``(event_type, data, metadata)`` or `NewEvent`, 64 MiB in all. Where it is
-        empty, the checks are made all the same and ``[]`` returns.
+        empty, the checks are made all the same and ``[]`` returns. All events are taken as they are now, in one step
+        (of 100,000 small ones, some 20 ms), and checked bit by bit, so that other tasks run meanwhile; those that have
+        values beyond plain JSON, such as datetimes, are checked in that step (10 to 20 times as long).
         """
         self._check_append()
-        part = self._draft(StreamAppend(stream_id, events, expected_version), "")
-        return await self._append([part], condition, idempotency_key)
+        part = self._take(StreamAppend(stream_id, events, expected_version), "")
+        return await self._append([await part.drafted()], condition, idempotency_key)
 
     async def append_streams(
         self,
@@ -272,13 +276,13 @@ class EventStore(AsyncResource):
         for index, part in enumerate(appends):
             if not isinstance(part, StreamAppend):
                 raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
-            parts.append(self._draft(part, f"appends[{index}]."))
-        return await self._append(parts, condition, idempotency_key)
+            parts.append(self._take(part, f"appends[{index}]."))
+        return await self._append([await part.drafted() for part in parts], condition, idempotency_key)
 
-    def _draft(self, part: StreamAppend, where: str) -> StreamDrafts:
+    def _take(self, part: StreamAppend, where: str) -> _Part:
         stream_id = check_stream_id(part.stream_id, f"{where}stream_id")
         expected_version = check_expected_version(part.expected_version)
-        return StreamDrafts(stream_id, draft_events(part.events, self._limits, f"{where}events"), expected_version)
+        return _Part(stream_id, Batch(part.events, self._limits, f"{where}events"), expected_version)
 
     async def _append(
         self, parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: str | None
@@ -292,12 +296,15 @@ class EventStore(AsyncResource):
         *,
         from_version: int = 1,
         to_version: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         backwards: bool = False,
         limit: int | None = None,
     ) -> Reader:
         """Read a stream from ``from_version`` to ``to_version``, both included, at most ``limit`` events.
 
-        ``backwards`` only reverses the order: with a limit, the last events of the range come. No stream, no events.
+        ``since`` and ``until``: aware datetimes, as in `read_all`. All bounds hold at once. ``backwards`` only reverses
+        the order: with a limit, the last events of the range come. No stream, no events.
         """
         self._check()
         selection = Selection(
@@ -307,20 +314,26 @@ class EventStore(AsyncResource):
             to_version=check_bound("to_version", to_version),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check)
+        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
 
     def read_all(
         self,
         *,
         after: int = 0,
         up_to: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         query: Query | None = None,
         backwards: bool = False,
         limit: int | None = None,
     ) -> Reader:
         """Read all streams in the order of event_id: after < event_id <= up_to, at most ``limit`` events.
 
-        ``query``: only what it matches. ``backwards`` only reverses the order.
+        ``since`` and ``until``: aware datetimes of any zone, since <= timestamp < until, so that windows side by side
+        have each event once. They are found by search, not by reading what is before them. ``query``: only what it
+        matches. All bounds hold at once; ``backwards`` only reverses the order.
+
+        Raises ValueError for a naive datetime.
         """
         self._check()
         bound = check_bound("up_to", up_to)
@@ -330,7 +343,7 @@ class EventStore(AsyncResource):
             query=check_query(query),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check)
+        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
 
     async def stream_version(self, stream_id: str) -> int:
         """The version of the stream's last event, which is the number of its events; 0 when it has none."""
@@ -398,7 +411,26 @@ class EventStore(AsyncResource):
         return f"<EventStore {self._engine.location!r} {state}>"
 
 
+class _Part(NamedTuple):
+    """The part of an append that goes to one stream, as the caller had it when it was made."""
+
+    stream_id: str
+    batch: Batch
+    expected_version: int | StreamState | None
+
+    async def drafted(self) -> StreamDrafts:
+        return StreamDrafts(self.stream_id, await self.batch.drafts(), self.expected_version)
+
+
 _NO_BOUND = 2**63 - 1
+
+
+def _window(since: datetime | None, until: datetime | None) -> tuple[str | None, str | None]:
+    """The bounds in time as timestamps."""
+    return (
+        None if since is None else check_moment("since", since),
+        None if until is None else check_moment("until", until),
+    )
 
 
 async def _finish(step: Callable[[], Awaitable[None]]) -> None:

@@ -25,6 +25,9 @@ from aiostore.limits import INTEGER_MAX, INTEGER_MIN, NESTING_MAX
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
+decode_object: Callable[[bytes | msgspec.Raw], dict[str, Any]] = _decoder.decode
+"""The value of bytes that `encode_objects` made: a new one at every call."""
+
 # Every digit becomes a 0, so that one search finds a number that may not fit in 64 bits (19 digits or more).
 _DIGITS_TO_ZERO = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for byte in range(256))
 _NINETEEN_DIGITS = b"0" * 19
@@ -69,12 +72,6 @@ def encode_objects(values: Sequence[Any], where: Callable[[int], str]) -> list[b
             if piece[0] != _BRACE or _may_be_too_deep(piece):
                 _encode_walked(values[index], where(index))
     return pieces
-
-
-def decode_object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
-    """The value of bytes that `encode_objects` made: a new one at every call."""
-    value: dict[str, Any] = _decoder.decode(raw)
-    return value
 
 
 def same_value(first: bytes, second: bytes) -> bool:

@@ -14,10 +14,11 @@ from anyio.abc import AsyncResource
 
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
 from aiostore.errors import EngineUnavailable, SlowSubscriber, StoreClosed
-from aiostore.events import END, Event, Position, copy_event
+from aiostore.events import END, Event, Position, copies, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
 from aiostore.reader import Batches
+from aiostore.turns import TURN_EVENTS
 
 RING_STEP_EVENTS = 1000
 """So many events of the ring are looked at in one go."""
@@ -80,8 +81,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     Use it with ``async with`` (required for ``on_slow="wait"``) and ``async for``, or `batches`; one reader at a time.
     With ``on_slow="wait"``, step it in the task that appends in the loop's body: another's steps do not let those pass.
     It does not end by itself. A cancelled step loses nothing: the next one goes on where it was. When the store closes,
-    it raises `StoreClosed`; after its own `aclose`, it just ends. Where damage lies in its way, all before it comes, and
-    then `StoreCorrupt`.
+    it raises `StoreClosed`; after its own `aclose`, it just ends. Where damage lies in its way, all before it comes,
+    and then `StoreCorrupt`.
     """
 
     def __init__(
@@ -173,7 +174,11 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
 
     async def _take(self, max_events: int) -> list[Event]:
         await self._fill()
-        events = [self._hand_out() for _ in range(min(max_events, len(self._inbox.events)))]
+        shared = self._inbox.shared
+        events = self._inbox.take_some(max_events)
+        self._delivered_count += len(events)
+        if shared:
+            events = copies(events)
         if events and self._inbox.on_slow is OnSlow.WAIT:
             self._begin_body()
         return events
@@ -237,7 +242,15 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
 
     async def _read_history(self) -> None:
         inbox = self._inbox
-        await asyncio.sleep(0)  # history that is in memory must not keep the loop to itself
+        turns = self._fanout.turns
+        if turns.busy:
+            turns.enter(inbox)
+            try:
+                await self._wait()
+            finally:
+                turns.leave(inbox)
+        else:
+            await asyncio.sleep(0)  # history that is in memory must not keep the loop to itself
         if self._closed or self._fanout.closed:
             return
         if self._fanout.ring.after <= inbox.held:
@@ -250,7 +263,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             query=inbox.interest.query,
         )
         try:
-            page = await self._engine.read(selection)
+            page = await self._engine.read(selection, None, TURN_EVENTS if turns.busy else PAGE_EVENTS)
         except StoreClosed:
             if self._closed:  # before the store was: that ends it quietly
                 return

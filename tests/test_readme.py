@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import re
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
             "StreamAppend": StreamAppend,
             "position": 0,
             "store": store,
+            "UTC": UTC,
+            "datetime": datetime,
+            "timedelta": timedelta,
         }
         await store.append_batch("account-1", [("Deposited", {"amount": n}) for n in range(7)])
         for snippet in SNIPPETS[1:]:

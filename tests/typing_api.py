@@ -112,6 +112,11 @@ async def reading(store: EventStore) -> None:
     assert_type(reader.version, int)
     assert_type(await store.stream_version("s"), int)
     assert_type(await store.head(), int)
+    moment = datetime.now(UTC)
+    assert_type(store.read_all(since=moment, until=None, after=1, query=Query()), Reader)
+    assert_type(store.read_stream("s", since=None, until=moment, from_version=2), Reader)
+    store.read_all(since="2026-01-01")  # type: ignore[arg-type]
+    store.read_stream("s", until=moment.date())  # type: ignore[arg-type]
     store.read_all(after=END)  # type: ignore[arg-type]
     store.read_all(query="T")  # type: ignore[arg-type]
 

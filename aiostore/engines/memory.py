@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
@@ -73,6 +74,9 @@ class MemoryEngine(Engine):
             return candidates([self._postings], selection.query, low, high, backwards=selection.backwards)
         places = stream_places([self._postings], selection.stream_id, selection, cursor)
         return places.walk(selection.backwards)
+
+    async def first_since(self, timestamp: str, head: int) -> int:
+        return bisect_left(self._events, timestamp, hi=head, key=lambda event: event._timestamp) + 1
 
     async def load_state(self, key: str) -> State | None:
         return self._states.get(key)

@@ -1,1 +1,1 @@
-"""Benchmarks against stores that one would write by hand over SQLite: ``python -m tests.benchmarks``."""
+"""Benchmarks against other event stores, and such as one would write by hand: ``python -m tests.benchmarks``."""

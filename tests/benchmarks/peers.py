@@ -8,7 +8,7 @@ JSON codec as aiostore, rows as plain tuples. They have no subscribers, listener
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,8 +38,17 @@ VERSION = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = ?"
 INSERT = "INSERT INTO events (stream_id, version, event_type, timestamp, data) VALUES (?, ?, ?, ?, ?)"
 READ_ALL = "SELECT event_id, stream_id, version, event_type, timestamp, data FROM events ORDER BY event_id"
 
+READ_STREAM = """
+SELECT event_id, stream_id, version, event_type, timestamp, data FROM events WHERE stream_id = ? ORDER BY version
+"""
+
 encode = msgspec.json.encode
 """To the bytes that are stored; `aiostore` uses the same codec."""
+
+decode = msgspec.json.decode
+"""From these bytes."""
+
+SqliteRow = tuple[int, str, int, str, str, bytes]
 
 
 def now() -> str:
@@ -87,9 +96,26 @@ class SqliteStore:
             raise
         db.execute("COMMIT")
 
-    def read_all(self) -> Iterator[tuple[int, str, int, str, str, bytes]]:
+    def fill(self, events: Iterable[tuple[str, int, str, Any]]) -> None:
+        """Many events of any streams, each with its version, in one transaction."""
+        db, timestamp = self._db, now()
+        db.execute("BEGIN IMMEDIATE")
+        db.executemany(
+            INSERT,
+            (
+                (stream_id, version, event_type, timestamp, encode(data))
+                for stream_id, version, event_type, data in events
+            ),
+        )
+        db.execute("COMMIT")
+
+    def read_all(self) -> Iterator[SqliteRow]:
         """All events in order, as rows; the last column is the encoded data."""
         return self._db.execute(READ_ALL)
+
+    def read_stream(self, stream_id: str) -> Iterator[SqliteRow]:
+        """The events of a stream in order, as rows."""
+        return self._db.execute(READ_STREAM, (stream_id,))
 
 
 class AioSqliteStore:

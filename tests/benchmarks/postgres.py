@@ -1,4 +1,4 @@
-"""What is measured on PostgreSQL: contests like those of measures.py, each in schemas of its own on one real server."""
+"""What is measured on PostgreSQL: contests like the others, each in schemas of its own on one real server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from aiostore.engine import PAGE_EVENTS
 from aiostore.engines.postgres.schema import ddl
 from tests.postgres.server import Server
 
-from .measures import (
+from .contest import (
     BATCH_EVENTS,
     TASKS,
     WARM_UP,
@@ -26,19 +25,16 @@ from .measures import (
     Measure,
     Row,
     contender,
+    in_threads,
     median_us,
     payload,
     rate,
     stream,
     together,
 )
-from .postgres_peers import (
-    BareBatches,
-    BareStore,
-    EventsourcingStore,
-    UmadbStore,
-    drop_schema,
-)
+from .eventsourcing_peer import EventsourcingStore
+from .postgres_peers import BareBatches, BareStore, drop_schema, open_eventsourcing
+from .umadb_peer import UmadbStore
 
 Append = Callable[[int], Awaitable[object]]
 
@@ -90,7 +86,7 @@ class Opener:
 
     def eventsourcing(self, directory: Path) -> AbstractAsyncContextManager[EventsourcingStore]:
         """The library `eventsourcing`."""
-        return EventsourcingStore.open(self.server, schema_of(directory))
+        return open_eventsourcing(self.server, schema_of(directory))
 
     @staticmethod
     def umadb(directory: Path) -> AbstractAsyncContextManager[UmadbStore]:
@@ -98,22 +94,8 @@ class Opener:
         return UmadbStore.open(directory)
 
 
-async def in_threads(append: Callable[[str, str, Any], object], times: int) -> int:
-    """Have 64 threads append, each to a stream of its own and one event after the other; returns how many."""
-    each = max(1, times // TASKS)
-
-    def work(index: int) -> None:
-        for number in range(each):
-            append(f"order-{index}", "OrderPlaced", payload(number))
-
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(TASKS) as pool:
-        await asyncio.gather(*(loop.run_in_executor(pool, work, index) for index in range(TASKS)))
-    return each * TASKS
-
-
 def many_tasks(opener: Opener, ours_times: int, peer_times: int) -> Contest:
-    """(8) Single durable appends by 64 tasks at once; by hand, each is a transaction."""
+    """Single durable appends by 64 tasks at once; by hand, each is a transaction."""
 
     def tasks(append: Callable[[str, str, Any], Awaitable[object]], times: int) -> Awaitable[float]:
         return rate(together(lambda name, n: append(name, "OrderPlaced", payload(n)), times))
@@ -149,7 +131,7 @@ def many_tasks(opener: Opener, ours_times: int, peer_times: int) -> Contest:
 
 
 def batches(opener: Opener, times: int) -> Contest:
-    """(9) Batches of 1,000 events, each durable before the next; by hand, into the same tables and indexes."""
+    """Batches of 1,000 events, each durable before the next; by hand, into the same tables and indexes."""
     events = [("OrderPlaced", payload(number)) for number in range(BATCH_EVENTS)]
 
     async def one_by_one(store: EventStore | BareBatches) -> int:
@@ -184,7 +166,7 @@ def batches(opener: Opener, times: int) -> Contest:
 
 
 def replay(opener: Opener, events_count: int) -> Contest:
-    """(10) Reading all events with their data decoded; by hand, page by page in the order of the key."""
+    """Reading all events with their data decoded; by hand, page by page in the order of the key."""
     events = [("OrderPlaced", payload(number)) for number in range(BATCH_EVENTS)]
     batches_count = max(1, events_count // BATCH_EVENTS)
 
@@ -280,7 +262,7 @@ async def follower(*arguments: str) -> AsyncIterator[Callable[[], Awaitable[floa
 
 
 def live(opener: Opener, times: int) -> Contest:
-    """(11) From the call of append to the body of a live subscriber in another process, which then asks for more.
+    """From the call of append to the body of a live subscriber in another process, which then asks for more.
 
     By hand, an insert that notifies, and a connection that listens and then reads.
     """

@@ -1,4 +1,4 @@
-"""What aiostore on PostgreSQL is measured against: a store by hand over asyncpg, `eventsourcing`, and `umadb`.
+"""What aiostore on PostgreSQL is measured against: a store by hand over asyncpg, and `eventsourcing`.
 
 The store by hand gives each event the next version of its stream under a unique index, and has its writers wait for
 each other until their commit is visible, so that whoever reads on behind the last position that it saw misses nothing.
@@ -7,24 +7,17 @@ It has no subscribers, listeners, conditions or idempotency keys.
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
-import sys
-import time
-import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
 import msgspec
-import umadb
-from eventsourcing.persistence import ApplicationRecorder, InfrastructureFactory, StoredEvent
-from eventsourcing.utils import Environment
 
-from tests.postgres.server import Server, free_port
+from tests.postgres.server import Server
+
+from .eventsourcing_peer import EventsourcingStore
 
 POOL_SIZE = 10
 
@@ -214,107 +207,19 @@ class BareBatches:
         self._streams[stream_id] = (sid, version + len(events))
 
 
-class EventsourcingStore:
-    """The recorder of `eventsourcing`, as its documentation has it made; for threads. Callers know the versions."""
-
-    def __init__(self, recorder: ApplicationRecorder) -> None:
-        self._recorder = recorder
-        self._versions: dict[str, int] = {}
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, server: Server, schema: str) -> AsyncIterator[Self]:
-        """The store of a new schema."""
-        await make_schema(server, schema)
-        environment = {
-            "PERSISTENCE_MODULE": "eventsourcing.postgres",
-            "POSTGRES_DBNAME": "postgres",
-            "POSTGRES_HOST": "127.0.0.1",
-            "POSTGRES_PORT": str(server.port),
-            "POSTGRES_USER": "postgres",
-            "POSTGRES_PASSWORD": "none",
-            "POSTGRES_SCHEMA": schema,
-        }
-        factory: InfrastructureFactory[Any] = InfrastructureFactory.construct(Environment("bench", environment))
-        try:
-            yield cls(factory.application_recorder())
-        finally:
-            factory.close()
-        await drop_schema(server, schema)
-
-    def append(self, stream_id: str, event_type: str, data: Any) -> None:
-        """One event, in a transaction of its own."""
-        self.append_batch(stream_id, [(event_type, data)])
-
-    def append_batch(self, stream_id: str, events: Sequence[tuple[str, Any]]) -> None:
-        """Many events of one stream in one transaction."""
-        originator_id = uuid.uuid5(uuid.NAMESPACE_URL, stream_id)
-        version = self._versions.get(stream_id, 0)
-        stored = [
-            StoredEvent(originator_id, number, event_type, encode(data))
-            for number, (event_type, data) in enumerate(events, version + 1)
-        ]
-        self._recorder.insert_events(stored)
-        self._versions[stream_id] = version + len(events)
-
-    def read_all(self, size: int) -> Iterator[Any]:
-        """All events in order, their data decoded, by pages of so many."""
-        start: int | None = None
-        while page := self._recorder.select_notifications(start, size, inclusive_of_start=False):
-            start = page[-1].id
-            for notification in page:
-                yield msgspec.json.decode(notification.state)
-
-
-@contextmanager
-def _umadb_server(directory: Path) -> Iterator[str]:
-    """The server of `umadb`, on loopback; it has no setting for durability, and syncs before it answers."""
-    url = f"127.0.0.1:{free_port()}"
-    program = "from umadb.umadb_server_cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "--listen", url, "--db-path", str(directory / "events")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield f"http://{url}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-class UmadbStore:
-    """The client of `umadb` with a server of its own; for threads."""
-
-    def __init__(self, client: umadb.Client) -> None:
-        self._client = client
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, directory: Path) -> AsyncIterator[Self]:
-        """The store of a directory."""
-        with _umadb_server(directory) as url:
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    client = umadb.Client(url)
-                    client.head()
-                    break
-                except Exception:
-                    assert time.monotonic() < deadline, "the server of umadb does not start"
-                    await asyncio.sleep(0.05)
-            with client:
-                yield cls(client)
-
-    def append(self, stream_id: str, event_type: str, data: Any) -> None:
-        """One event."""
-        self.append_batch(stream_id, [(event_type, data)])
-
-    def append_batch(self, stream_id: str, events: Sequence[tuple[str, Any]]) -> None:
-        """Many events at once."""
-        self._client.append([umadb.Event(event_type, encode(data), [stream_id]) for event_type, data in events])
-
-    def read_all(self) -> Iterator[Any]:
-        """All events in order, their data decoded."""
-        for sequenced in self._client.read():
-            yield msgspec.json.decode(sequenced.event.data)
+@asynccontextmanager
+async def open_eventsourcing(server: Server, schema: str) -> AsyncIterator[EventsourcingStore]:
+    """The recorder of `eventsourcing`, in a new schema."""
+    await make_schema(server, schema)
+    environment = {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        "POSTGRES_DBNAME": "postgres",
+        "POSTGRES_HOST": "127.0.0.1",
+        "POSTGRES_PORT": str(server.port),
+        "POSTGRES_USER": "postgres",
+        "POSTGRES_PASSWORD": "none",
+        "POSTGRES_SCHEMA": schema,
+    }
+    with EventsourcingStore.open(environment) as store:
+        yield store
+    await drop_schema(server, schema)

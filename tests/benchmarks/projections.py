@@ -1,4 +1,4 @@
-"""What projections cost: contests like those of measures.py, in which ours is the peer of ours."""
+"""What projections cost: contests in which ours is the peer of ours."""
 
 from __future__ import annotations
 
@@ -10,19 +10,8 @@ from typing import Any
 
 from aiostore import Event, EventStore, LiveProjection, Projection
 
-from .measures import (
-    TASKS,
-    Contest,
-    Goal,
-    Measure,
-    Row,
-    contender,
-    filled_aiostore,
-    open_aiostore,
-    payload,
-    rate,
-    together,
-)
+from .contest import TASKS, Contest, Goal, Measure, Row, contender, payload, rate, together
+from .subjects import filled_aiostore, open_aiostore
 
 
 def count(state: dict[str, Any], event: Event) -> None:
@@ -31,7 +20,7 @@ def count(state: dict[str, Any], event: Event) -> None:
 
 
 def live_projection(times: int) -> Contest:
-    """(6) Single durable appends by 64 tasks with a live projection, beside the same without one."""
+    """Single durable appends by 64 tasks with a live projection, beside the same without one."""
 
     async def append_all(store: EventStore) -> int:
         return await together(lambda name, n: store.append(name, "OrderPlaced", payload(n)), times)
@@ -72,7 +61,7 @@ def live_projection(times: int) -> Contest:
 
 
 def catch_up(events_count: int) -> Contest:
-    """(7) A projection that reads all there is, beside a loop that does the same by itself."""
+    """A projection that reads all there is, beside a loop that does the same by itself."""
 
     async def projected(store: EventStore) -> int:
         projection: Projection[int] = Projection("paid", store, initial=lambda: 0)

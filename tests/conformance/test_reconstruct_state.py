@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -71,6 +71,18 @@ async def test_a_time_of_another_zone_is_the_same_time(bank: EventStore) -> None
     from zoneinfo import ZoneInfo
 
     assert await at(bank, (START + timedelta(days=1)).astimezone(ZoneInfo("Asia/Tokyo"))) == ("Ann", 100)
+
+
+async def test_a_time_includes_the_events_of_that_very_moment(bank: EventStore) -> None:
+    assert await at(bank, START + timedelta(days=1) - datetime.resolution) == ("Ann", 0)
+    assert await at(bank, START + timedelta(days=1)) == ("Ann", 100)
+
+
+@pytest.mark.parametrize("offset", [0, 14, -12])
+async def test_the_ends_of_time_are_before_and_after_everything(bank: EventStore, offset: int) -> None:
+    zone = timezone(timedelta(hours=offset))
+    assert await at(bank, datetime.min.replace(tzinfo=zone)) == ("", 0)
+    assert await at(bank, datetime.max.replace(tzinfo=zone)) == ("Ann", 75)
 
 
 async def test_a_stream_of_many_events_is_cut_at_the_right_one(open_store: OpenStore) -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,8 @@ class MemoryDisk(Disk):
     """Files in memory under one tree. ``on_step`` is called when a change was made and not yet synced."""
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
+        self.mutex = threading.RLock()
+        """Held in each call: the log, what seals and what merges have threads of their own."""
         self.inodes: dict[str, Inode] = {}
         self.directories = {"/"}
         for path, data in (files or {}).items():
@@ -50,7 +52,8 @@ class MemoryDisk(Disk):
         self._locked: dict[int, Inode] = {}
 
     def files(self) -> dict[str, bytes]:
-        return {path: bytes(inode.data) for path, inode in sorted(self.inodes.items())}
+        with self.mutex:
+            return {path: bytes(inode.data) for path, inode in sorted(self.inodes.items())}
 
     def crashed(self, choose: Callable[[Inode], bytes] | None = None, entries: bool = False) -> MemoryDisk:
         """The disk after a power loss: ``choose`` says what is left of a file, ``entries`` if unsynced names are."""
@@ -130,6 +133,11 @@ class MemoryDisk(Disk):
 
     def read_nowait(self, file: int, size: int, offset: int) -> bytes | None:
         return self.read(file, size, offset)
+
+    def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        read = [self.read_nowait(file, end - start, start) for start, end in spans]
+        found = [data for data in read if data is not None]
+        return found if len(found) == len(read) else None
 
     def size(self, file: int) -> int:
         return len(self._opened[file].data)
@@ -222,6 +230,18 @@ def _sectors(start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 CALLS = [name for name in vars(Disk) if not name.startswith("_")]
+
+
+def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: MemoryDisk, *args: Any, **kwargs: Any) -> Any:
+        with self.mutex:
+            return original(self, *args, **kwargs)
+
+    return call
+
+
+for _name in {*CALLS} & {*vars(MemoryDisk)}:
+    setattr(MemoryDisk, _name, _one_at_a_time(vars(MemoryDisk)[_name]))
 CHANGES = ["append", "open_append", "open_write", "replace", "sync", "sync_directory", "truncate", "write_at"]
 
 
@@ -236,6 +256,7 @@ class Calls:
         self._hold: int | None = None
         self._entered = threading.Event()
         self._released = threading.Event()
+        self._mutex = threading.Lock()
 
     def fail(self, name: str, number: int, *, at: int = 1, times: int = 1) -> None:
         """Have the calls of this name from the at-th from now on fail with the error number."""
@@ -269,9 +290,10 @@ class Calls:
         self._released.set()
 
     def __call__(self, name: str) -> None:
-        self.made.append(name)
-        count = self._counts[name] = self._counts.get(name, 0) + 1
-        change = sum(made in CHANGES for made in self.made) if name in CHANGES else -1
+        with self._mutex:
+            self.made.append(name)
+            count = self._counts[name] = self._counts.get(name, 0) + 1
+            change = sum(made in CHANGES for made in self.made) if name in CHANGES else -1
         if self._hold is not None and change == self._hold:
             self._entered.set()
             assert self._released.wait(20), "nobody let the disk go on"

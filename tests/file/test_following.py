@@ -64,7 +64,7 @@ async def test_the_commits_keep_their_bounds_keys_and_sizes() -> None:
     log.say(3)
     commits = await follower.look()
     assert [len(commit.events) for commit in commits] == [2, 1]
-    assert sum(commit.bytes_estimate for commit in commits) == len(data)
+    assert len(data) / 2 < sum(commit.bytes_estimate for commit in commits) <= len(data)
     await follower.aclose()
 
 

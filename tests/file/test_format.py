@@ -124,7 +124,7 @@ BAD_EVENTS = {
 @pytest.mark.parametrize("name", BAD_EVENTS)
 def test_what_is_not_valid_is_not_served(name: str) -> None:
     with pytest.raises(Damaged):
-        fmt.decode_events(BAD_EVENTS[name], SEED, 1, 1)
+        fmt.decode_events(fmt.lines_of(BAD_EVENTS[name]), [SEED], [1])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,9 @@ def test_recovery_refuses_a_line_whose_keys_are_not_the_formats(keys: dict[str, 
 
 
 def test_padding_is_skipped() -> None:
-    assert fmt.decode_events(b"\n\n" + GOLDEN.replace(b"\n", b"\n\n"), SEED, 1, 3) == events_of(EXAMPLE)
+    assert fmt.decode_events(
+        fmt.lines_of(b"\n\n" + GOLDEN.replace(b"\n", b"\n\n")), [SEED] * 3, [1, 2, 3]
+    ) == events_of(EXAMPLE)
 
 
 def events_of(commits: list[Commit]) -> list[Event]:
@@ -181,7 +183,9 @@ def test_what_is_encoded_is_what_is_decoded(
             event_id += 1
         commits.append(Commit(events, key))
     data = encoded(commits, SEED, durable=first - 1 - unsynced)
-    assert fmt.decode_events(data, SEED, first, event_id - first) == events_of(commits)
+    assert fmt.decode_events(fmt.lines_of(data), [SEED] * (event_id - first), range(first, event_id)) == events_of(
+        commits
+    )
     lines = [fmt.decode_line(line) for line in data.splitlines()]
     assert [line.more for line in lines] == [n for c in commits for n in range(len(c.events) - 1, -1, -1)]
     assert [line.unsynced for line in lines] == list(range(unsynced, unsynced + len(lines)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from array import array
 from collections.abc import Callable, Sequence
@@ -276,13 +277,14 @@ def test_a_run_that_was_merged_and_cannot_be_removed_is_left_to_the_next_opener(
     check_whole(disk, [[1]])
 
 
-def test_a_fault_when_reading_is_raised() -> None:
+@pytest.mark.parametrize(("number", "error"), [(errno.EIO, Damaged), (errno.ENOMEM, OSError)])
+def test_a_fault_when_reading_is_raised(number: int, error: type[Exception]) -> None:
     disk = disk_with_runs(WatchedDisk)
     assert isinstance(disk, WatchedDisk)
     runs = opened(disk)
     before = disk.files()
-    disk.calls.fail("read", errno.EIO)
-    with pytest.raises(OSError, match="error"):
+    disk.calls.fail("read", number)
+    with pytest.raises(error, match=os.strerror(number)):
         merge(disk, runs)
     assert disk.files() == before
 
@@ -444,7 +446,7 @@ HUGE = RUN_EVENTS_MAX // FAN_OUT
         (spans(1, 0, 0, 0, 0, 0), slice(1, 5)),
         (spans(1, 1, 1, 0, 0, 0), None),
         (spans(1, 1, 1, 1, 0, 0, 0, 0), slice(0, 4)),
-        (spans(0, 0, 1, 0, 0), None),
+        (spans(0, 0, 1, 0, 0), slice(0, 4)),
         ([*spans(0, 0), *spans(0, 0, first=22)], None),
         (spans(0, 0, 0, 0, events=HUGE), slice(0, 4)),
         (spans(0, 0, 0, 0, 0, events=HUGE + 1), None),

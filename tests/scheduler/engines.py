@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,8 +126,8 @@ class RestlessDisk(Disk):
             raise OSError(errno.ENOSPC, "so it was chosen")
         return super().append(file, data[: self._chance.randrange(len(data)) + 1], synced=False)
 
-    def read_nowait(self, file: int, size: int, offset: int) -> bytes | None:
-        return None if self._chance.randrange(2) else super().read_nowait(file, size, offset)
+    def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        return None if self._chance.randrange(2) else super().read_each_nowait(file, spans)
 
     def sync(self, file: int) -> None:
         pass

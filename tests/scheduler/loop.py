@@ -9,11 +9,13 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any, TypeVar
 from unittest import mock
+
+from aiostore.engines.file.disk import DiskThread
 
 T = TypeVar("T")
 
@@ -61,8 +63,8 @@ class SeededLoop(asyncio.BaseEventLoop):
         self._rounds = 0
         self._selector = self
         self._clock_resolution = 1e-9
-        self._jobs: dict[ThreadPoolExecutor, deque[Callable[[], Callable[[], None] | None]]] = {}
-        self._shut: set[ThreadPoolExecutor] = set()
+        self._jobs: dict[Executor, deque[Callable[[], Callable[[], None] | None]]] = {}
+        self._shut: set[Executor] = set()
         self.set_exception_handler(lambda _, context: self.noise.append(context))
 
     def time(self) -> float:
@@ -100,7 +102,7 @@ class SeededLoop(asyncio.BaseEventLoop):
 
     # Executors
 
-    def give(self, executor: ThreadPoolExecutor, fn: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
+    def give(self, executor: Executor, fn: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
         """What `ThreadPoolExecutor.submit` does here: the jobs of an executor run in order, as callbacks."""
         if executor in self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
@@ -123,7 +125,7 @@ class SeededLoop(asyncio.BaseEventLoop):
         self.call_soon(self._run_job, executor)
         return job
 
-    def _run_job(self, executor: ThreadPoolExecutor) -> None:
+    def _run_job(self, executor: Executor) -> None:
         jobs = self._jobs[executor]
         if jobs:
             # What a job did is there before anyone is told; meanwhile it is running and cannot be cancelled.
@@ -131,7 +133,7 @@ class SeededLoop(asyncio.BaseEventLoop):
             if tell is not None:
                 self.call_soon(tell)
 
-    def shut(self, executor: ThreadPoolExecutor, *, wait: bool = True) -> None:
+    def shut(self, executor: Executor, *, wait: bool = True) -> None:
         """What `ThreadPoolExecutor.shutdown` does here."""
         self._shut.add(executor)
         while wait and self._jobs.get(executor):
@@ -141,13 +143,16 @@ class SeededLoop(asyncio.BaseEventLoop):
     def without_threads(self) -> Iterator[None]:
         """In the block, executors of threads give what they get to this loop."""
 
-        def submit(executor: ThreadPoolExecutor, fn: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
+        def submit(executor: Executor, fn: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
             return self.give(executor, fn, *args, **kwargs)
 
-        def shutdown(executor: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        def shutdown(executor: Executor, wait: bool = True, *, cancel_futures: bool = False) -> None:
             self.shut(executor, wait=wait)
 
-        with mock.patch.multiple(ThreadPoolExecutor, submit=submit, shutdown=shutdown):
+        with (
+            mock.patch.multiple(ThreadPoolExecutor, submit=submit, shutdown=shutdown),
+            mock.patch.multiple(DiskThread, submit_aside=submit, shutdown=shutdown),
+        ):
             yield
 
     def play(self, scenario: Coroutine[Any, Any, T]) -> T:

@@ -6,7 +6,8 @@ import sys
 from array import array
 from collections.abc import Callable
 from itertools import count
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
+from weakref import WeakSet
 
 from aiostore.engines.file.disk import Disk, WouldBlock
 from aiostore.limits import MIB
@@ -40,6 +41,14 @@ def encode_numbers(numbers: array[int]) -> bytes:
     return numbers.tobytes()
 
 
+class Closable(Protocol):
+    """A run, as it is seen here."""
+
+    def close(self) -> None:
+        """Close its file."""
+        ...
+
+
 class Blocks:
     """The decoded blocks that were used lately, of all runs of a store, in at most ``bytes_max`` of memory.
 
@@ -50,7 +59,11 @@ class Blocks:
 
     def __init__(self, bytes_max: int = CACHE_BYTES_MAX, may_block: Callable[[], bool] = lambda: True) -> None:
         self.may_block = may_block
+        self.aside: Callable[[Callable[[], object]], object] = lambda work: work()
+        """Has done, on another thread where there is one, what may take long and nobody waits for."""
         self._generation_max: Final = max(1, bytes_max // (2 * BLOCK_MEMORY_BYTES))
+        self.runs: WeakSet[Closable] = WeakSet()
+        """Those that are open: also one that was replaced, where an error that was kept still refers to it."""
         self.recent: dict[int, array[int]] = {}
         """The new generation: a run looks here first."""
         self._old: dict[int, array[int]] = {}
@@ -59,6 +72,11 @@ class Blocks:
     def __len__(self) -> int:
         """How many blocks are held."""
         return len(self.recent) + len(self._old)
+
+    def close_runs(self) -> None:
+        """Close all runs, after the last read has ended."""
+        for run in [*self.runs]:
+            run.close()
 
     def number(self) -> int:
         """A number for a run that opens: its block ``i`` is block ``number + i`` here."""

@@ -44,19 +44,20 @@ def choose_runs(found: Iterable[C]) -> tuple[list[C], list[C]]:
 def next_merge(runs: Sequence[Levelled]) -> slice | None:
     """The runs to merge next, None if there are none; to be asked again with the merged run in their place.
 
-    ``runs`` are those in use, in order. Neighbours of one level are taken in fours, counted from the first of them;
-    the oldest four that make a run of at most `RUN_EVENTS_MAX` events are next.
+    ``runs`` are those in use, in order. Neighbours of one level are taken in fours, counted from the first of them; a
+    run counts as of the level of the one before where that is lower, for nothing will come in between to raise that.
+    Runs of more than a quarter of `RUN_EVENTS_MAX` events are left alone, so that all other fours fit. What is merged
+    depends only on the runs up to there, not on those behind: so the same come out, whether one by one or at once.
     """
-    start = 0
-    for end in range(1, len(runs) + 1):
-        if end < len(runs) and _are_neighbours(runs[end - 1], runs[end]):
-            continue
-        for first in range(start, end - FAN_OUT + 1, FAN_OUT):
-            if runs[first + FAN_OUT - 1].last_event_id - runs[first].first_event_id < RUN_EVENTS_MAX:
-                return slice(first, first + FAN_OUT)
-        start = end
+    start = level = 0
+    for place, run in enumerate(runs):
+        before = runs[place - 1] if place else None
+        if before is None or before.last_event_id + 1 != run.first_event_id or _is_large(before) or run.level < level:
+            start, level = place, run.level
+        if place - start == FAN_OUT - 1 and not _is_large(run):
+            return slice(start, place + 1)
     return None
 
 
-def _are_neighbours(run: Levelled, following: Levelled) -> bool:
-    return run.level == following.level and run.last_event_id + 1 == following.first_event_id
+def _is_large(run: Levelled) -> bool:
+    return run.last_event_id - run.first_event_id >= RUN_EVENTS_MAX // FAN_OUT

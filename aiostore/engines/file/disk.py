@@ -13,9 +13,11 @@ import io
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple, ParamSpec, TypeVar, cast
+import threading
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import Executor, Future
+from queue import SimpleQueue
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from aiofiles.threadpool.binary import AsyncFileIO
 
@@ -86,16 +88,30 @@ class Disk:
 
     def read_nowait(self, file: int, size: int, offset: int) -> bytes | None:
         """Read so many bytes if all of them are in memory, else None: never waits for a device."""
+        read = self.read_each_nowait(file, [(offset, offset + size)])
+        return None if read is None else read[0]
+
+    def read_each(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes from each start to its end, fewer only at the end of the file."""
+        return [self.read(file, end - start, start) for start, end in spans]
+
+    def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """The same if all of them are in memory, else None: never waits for a device."""
         if _DARWIN:
             return None
-        data = bytearray(size)
+        buffer = memoryview(bytearray(max([end - start for start, end in spans])))
+        read: list[bytes] = []
         try:
-            count = os.preadv(file, [data], offset, os.RWF_NOWAIT)
+            for start, end in spans:
+                view = buffer[: end - start]
+                if os.preadv(file, [view], start, os.RWF_NOWAIT) < end - start:
+                    return None
+                read.append(bytes(view))
         except OSError as error:
             if error.errno in _WOULD_BLOCK:
                 return None
             raise
-        return bytes(data) if count == size else None
+        return read
 
     def size(self, file: int) -> int:
         """The size of the file in bytes."""
@@ -300,30 +316,89 @@ class Watch:
         self._inotify.close()
 
 
-class DiskThread(ThreadPoolExecutor):
-    """A thread for the disk. aiofiles gets it as its executor, and it remembers the last job that it was given."""
+class DiskThread(Executor):
+    """A thread for the disk, which remembers the last job that it was given.
+
+    It is leaner than a pool of one: a durable append waits for the way there and back. For aiofiles, it is the executor
+    and what of a loop is used to come to it.
+    """
 
     def __init__(self, name: str) -> None:
-        super().__init__(max_workers=1, thread_name_prefix=name)
+        self._name = name
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._shut = False
         self._last: Future[object] | None = None
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Give the thread a job, and remember it."""
-        job = super().submit(fn, *args, **kwargs)
+        job = self.submit_aside(fn, *args, **kwargs)
         self._last = cast("Future[object]", job)
         return job
 
     def submit_aside(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Give the thread a job that no task waits for."""
-        return super().submit(fn, *args, **kwargs)
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._thread is None:
+            # A daemon: what a process has not closed does not keep it from ending, and is as after a crash.
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        job: Future[T] = Future()
 
-    def trip(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Callable[[], Awaitable[T]]:
+        def work() -> None:
+            if job.set_running_or_notify_cancel():
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    job.set_exception(error)
+                else:
+                    job.set_result(result)
+
+        self._jobs.put(work)
+        return job
+
+    def _run(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            work()
+            del work  # it holds what the job was given, and its result
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs, and end when those in hand are done."""
+        if not self._shut:
+            self._shut = True
+            self._jobs.put(None)
+        if wait and self._thread is not None:
+            self._thread.join()
+
+    def run_in_executor(self, _: Executor | None, fn: Callable[[], T]) -> Awaitable[None]:
+        """Have the thread call the function: what aiofiles asks of a loop. The job has its result."""
+        return self._done(self.submit(fn))
+
+    def trip(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Callable[[], Awaitable[None]]:
         """What `settle` and `whole` take: have this thread call the function."""
-        return lambda: asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+        return lambda: self._done(self.submit(fn, *args, **kwargs))
+
+    @staticmethod
+    def _done(job: Future[T]) -> Awaitable[None]:
+        """Ends when the job does. `asyncio.wrap_future` takes twice as long, and here nobody needs what it adds."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        def tell(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(wake)
+
+        job.add_done_callback(tell)
+        return waiter
 
     async def settle(
-        self, trip: Callable[[], Awaitable[T]], hurry: Callable[[], None] = lambda: None
-    ) -> tuple[Future[T], asyncio.CancelledError | None]:
+        self, trip: Callable[[], Awaitable[object]], hurry: Callable[[], None] = lambda: None
+    ) -> tuple[Future[Any], asyncio.CancelledError | None]:
         """The job that the trip gave this thread, done, and the cancellation that came meanwhile.
 
         CancelledError out of here says that the job was not begun and never will be; ``hurry`` is called when it was.
@@ -341,11 +416,10 @@ class DiskThread(ThreadPoolExecutor):
         except Exception:
             if self._last is None or not self._last.done():
                 raise  # it was not given to the thread; else the job has the error
-        job = cast("Future[T] | None", self._last)
-        assert job is not None, "a trip gives this thread a job"
-        return job, cancelled
+        assert self._last is not None, "a trip gives this thread a job"
+        return self._last, cancelled
 
-    async def whole(self, trip: Callable[[], Awaitable[T]]) -> T:
+    async def whole(self, trip: Callable[[], Awaitable[object]]) -> Any:
         """The result of the trip. Once begun it is waited for; a cancellation is then delivered at the next await."""
         job, cancelled = await self.settle(trip)
         if cancelled is not None:
@@ -378,4 +452,4 @@ async def until_done(job: Future[T]) -> asyncio.CancelledError | None:
 def through_aiofiles(file: io.RawIOBase, thread: DiskThread) -> AsyncFileIO:
     """The file with methods to await, which run in the thread."""
     # aiofiles.open() only wraps files that it opened itself; this is the class that it wraps a raw file in.
-    return AsyncFileIO(cast("io.FileIO", file), loop=asyncio.get_running_loop(), executor=thread)
+    return AsyncFileIO(cast("io.FileIO", file), loop=cast("asyncio.AbstractEventLoop", thread), executor=thread)

@@ -181,6 +181,7 @@ class FileEngine(Engine):
             self._writer.close()
         else:
             opened.index.close()
+        self._blocks.close_runs()
 
     def abandon(self) -> None:
         if self._opened is not None and not (self._closing is not None and self._closing.done()):
@@ -189,6 +190,7 @@ class FileEngine(Engine):
                 self._writer.abandon()
             else:
                 self._opened.index.close()
+            self._blocks.close_runs()
             if self._opened.follower is not None:
                 self._opened.follower.close()
             self._opened = None
@@ -217,7 +219,7 @@ class FileEngine(Engine):
             await asyncio.sleep(0)  # news that are in memory, one after another, must not keep the loop to themselves
             news = await self._following().advance()
             if news is not None and news.lines[0].event_id == after + 1:
-                return commits_of(news.lines, news.starts)
+                return commits_of(news.lines)
         return await opened.pages.commits(after) if opened.index.head.event_id > after else ()
 
     async def changed(self, after: int) -> None:

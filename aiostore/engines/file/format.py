@@ -47,16 +47,17 @@ Example: a group of two commits, the second of two events and with a key, writte
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import accumulate
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, repeat
 from operator import add
+from sys import byteorder
 from typing import Final, NamedTuple, TypeVar
-from zlib import crc32
 
 import msgspec
 
 from aiostore.engine import Commit
+from aiostore.engines.file.checksum import crc32
 from aiostore.events import NO_METADATA, Event
 
 FORMAT: Final = 1
@@ -75,8 +76,8 @@ LINE_BYTES_MIN: Final = 100
 ENCODE_EVENTS: Final = 512
 """So many events are encoded in one go, about half a millisecond of the loop's time."""
 
-ENDS_CACHED: Final = 4096
-"""So many of the short texts that count events are kept: those of every usual group."""
+ENDS_MAX: Final = 4096
+"""Up to this number, the short texts that count events are kept: those of every usual group."""
 
 _SEGMENT_NAME = re.compile(r"([0-9]{20})\.jsonl")
 _encoder = msgspec.json.Encoder()
@@ -140,51 +141,60 @@ _decode_event = msgspec.json.Decoder(Event).decode
 
 def encode_group(commits: Sequence[Commit], seed: int, durable: int) -> Iterator[Lines]:
     """The lines of a group, in pieces of `ENCODE_EVENTS`; ``durable`` is the last event known durable before it."""
-    events = [event for commit in commits for event in commit.events]
-    ends = [end for commit in commits for end in _commit_ends(commit)]
-    unsynced = events[0].event_id - 1 - durable
+    events = [event for commit in commits for event in commit.events] if len(commits) > 1 else commits[0].events
+    ends = _ends(commits, events[0].event_id - 1 - durable)
     for start in range(0, len(events), ENCODE_EVENTS):
-        until = min(start + ENCODE_EVENTS, len(events))
-        opens = map(_open_end, range(unsynced + start, unsynced + until))
-        yield _encode_chunk(events[start:until], list(map(add, ends[start:until], opens)), seed)
+        until = start + ENCODE_EVENTS
+        yield _encode_chunk(events[start:until], ends[start:until], seed)
 
 
-def _commit_ends(commit: Commit) -> Sequence[bytes]:
-    """What stands between the event's own keys and ``open``, for each event of the commit."""
-    key = b"" if commit.idempotency_key is None else b',"key":' + _encoder.encode(commit.idempotency_key)
-    if len(commit.events) == 1:
-        return (key,)
-    ends = list(map(_more_end, range(len(commit.events) - 1, -1, -1)))
-    ends[0] = key + ends[0]
-    return ends
-
-
-@lru_cache(ENDS_CACHED)
-def _more_end(more: int) -> bytes:
-    return b',"more":%d' % more if more else b""
-
-
-@lru_cache(ENDS_CACHED)
-def _open_end(unsynced: int) -> bytes:
-    return b',"open":%d' % unsynced if unsynced else b""
+def _ends(commits: Sequence[Commit], unsynced: int) -> list[bytes]:
+    """What stands between each event's own keys and its checksum."""
+    mores: list[bytes] = []
+    for commit in commits:
+        count = len(commit.events)
+        last = len(mores)
+        mores += _MORES[count - 1 :: -1] if count <= ENDS_MAX else _counting(b',"more":', 0, count - 1)[::-1]
+        if commit.idempotency_key is not None:
+            mores[last] = b',"key":%b%b' % (_encoder.encode(commit.idempotency_key), mores[last])
+    after = unsynced + len(mores)
+    opens = _OPENS[unsynced:after] if after <= ENDS_MAX else _counting(b',"open":', unsynced, after - 1)
+    return list(map(add, mores, opens))
 
 
 def _encode_chunk(events: Sequence[Event], ends: Sequence[bytes], seed: int) -> Lines:
-    # Without its last brace, each piece is what comes before its end. No event has a newline inside.
-    pieces = _encoder.encode_lines(events).split(b"}\n")
+    pieces = _encoder.encode_lines(events).split(b"\n")  # no event has a newline inside
     pieces.pop()  # what follows the last newline: nothing
-    lines = [
-        b'%b%b,"crc":"%08x"}\n' % (piece, end, crc32(end, crc32(piece, seed)))
-        for piece, end in zip(pieces, ends, strict=True)
-    ]
+    # Without its last brace, each is what comes before its end.
+    bodies = [piece[:-1] + end for piece, end in zip(pieces, ends, strict=True)]
+    lines = [b'%b,"crc":"%08x"}\n' % pair for pair in zip(bodies, map(crc32, bodies, repeat(seed)), strict=True)]
     starts = list(accumulate(map(len, lines), initial=0))
     starts.pop()
     return Lines(b"".join(lines), starts)
 
 
+def _counting(text: bytes, first: int, last: int) -> list[bytes]:
+    """The text with each of these numbers behind it; without either where the number is 0."""
+    return [text + b"%d" % number if number else b"" for number in range(first, last + 1)]
+
+
+_MORES: Final = _counting(b',"more":', 0, ENDS_MAX)
+_OPENS: Final = _counting(b',"open":', 0, ENDS_MAX)
+
+
 def checksum_holds(line: bytes, seed: int) -> bool:
     """Whether a line, without its newline, ends in its checksum."""
     return line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc32(line[:-CRC_BYTES], seed)
+
+
+def checksums_hold(lines: Sequence[bytes], seeds: Iterable[int]) -> bool:
+    """Whether each of the lines, without its newline, ends in its checksum; cheaper than to ask for each."""
+    sums = array("I", [crc32(line[:-CRC_BYTES], seed) for line, seed in zip(lines, seeds, strict=False)])
+    if byteorder == "little":
+        sums.byteswap()
+    # The ends that they must have, made as one text: ,"crc":"1a2b3c4d"},"crc":"…
+    ends = b',"crc":"%b"}' % sums.tobytes().hex(",", 4).encode().replace(b",", b'"},"crc":"')
+    return b"".join([line[-CRC_BYTES:] for line in lines]) == ends
 
 
 def decode_checked_line(line: bytes, seed: int) -> Line:
@@ -197,33 +207,37 @@ def decode_checked_line(line: bytes, seed: int) -> Line:
         raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
 
 
-def decode_events(data: bytes, seed: int, first_event_id: int, count: int) -> list[Event]:
-    """The events of so many neighbouring lines, each checked; each event holds only its own line. Else `Damaged`."""
-    return _decode(data, seed, first_event_id, count, _decode_event)
-
-
-def decode_lines(data: bytes, seed: int, first_event_id: int, count: int) -> list[Line]:
-    """The same as lines."""
-    return _decode(data, seed, first_event_id, count, decode_line)
-
-
-def _decode(data: bytes, seed: int, first_event_id: int, count: int, decode: Callable[[bytes], E]) -> list[E]:
+def lines_of(data: bytes) -> list[bytes]:
+    """The lines of the bytes, without their newlines and without padding; what has no newline is left out."""
     lines = data.split(b"\n")
-    if len(lines) != count + 1 or lines[-1]:
-        lines = [line for line in lines if line]
-        if len(lines) != count or data[-1:] != b"\n":
-            raise Damaged(f"{len(lines)} lines where {count} must be")
-    else:
-        lines.pop()
-    for line in lines:
-        if line[-18:] != b',"crc":"%08x"}' % crc32(line[:-18], seed):
-            raise Damaged("the checksum does not hold")
+    lines.pop()
+    return [line for line in lines if line] if b"" in lines else lines
+
+
+def decode_events(lines: Sequence[bytes], seeds: Sequence[int], ids: Sequence[int]) -> list[Event]:
+    """The events of lines, without their newlines, each checked with its seed; each holds only its own line.
+
+    Raises `Damaged`.
+    """
+    return _checked(lines, seeds, ids, _decode_event)
+
+
+def decode_lines(lines: Sequence[bytes], seeds: Sequence[int], ids: Sequence[int]) -> list[Line]:
+    """The same as lines."""
+    return _checked(lines, seeds, ids, decode_line)
+
+
+def _checked(lines: Sequence[bytes], seeds: Iterable[int], ids: Sequence[int], decode: Callable[[bytes], E]) -> list[E]:
+    if len(lines) != len(ids):
+        raise Damaged(f"{len(lines)} lines where {len(ids)} must be")
+    if not checksums_hold(lines, seeds):
+        raise Damaged("the checksum does not hold")
     try:
         events = list(map(decode, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
-    if [event.event_id for event in events] != list(range(first_event_id, first_event_id + count)):
-        raise Damaged(f"event {first_event_id} is not where it must be")
+    if [event.event_id for event in events] != list(ids):
+        raise Damaged(f"event {ids[0]} is not where it must be")
     return events
 
 

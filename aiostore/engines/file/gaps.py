@@ -26,6 +26,13 @@ class Gaps:
         to_version = self._selection.to_version
         return self._selection.from_version <= version and (to_version is None or version <= to_version)
 
+    def ended(self, event: Event) -> bool:
+        """Whether nothing is asked for behind the event."""
+        selection = self._selection
+        if selection.backwards:
+            return event.version <= selection.from_version
+        return selection.to_version is not None and event.version >= selection.to_version
+
     def before(self, event: Event) -> StoreCorrupt | None:
         """Go on to the next event; the error where one that is asked for is missing on the way."""
         if self._selection.backwards:
@@ -70,6 +77,6 @@ class Gaps:
             if damage.first < event.event_id:
                 return damage.error()
         segment = self._index.segment_of(event.event_id)
-        offset, _ = segment.span(event.event_id, event.event_id)
+        offset, _ = segment.span(event.event_id)
         reason = f"version {event.version} of stream {self._stream_id!r} stands where version {version} must"
         return StoreCorrupt(segment.path, offset, reason, event.event_id, event.event_id)

@@ -15,16 +15,17 @@ from uuid import uuid4
 
 from aiostore.engine import Head
 from aiostore.engines.file.blocks import Blocks
+from aiostore.engines.file.compaction import next_merge
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, MANIFEST_NAME, segment_first
 from aiostore.engines.file.head import HeadFile
-from aiostore.engines.file.index import PART_BYTES_MIN, Index, Part
+from aiostore.engines.file.index import PART_BYTES_MIN, Index, Part, runs_of
 from aiostore.engines.file.lock import WriterLock, writer_lives
 from aiostore.engines.file.log import Log
 from aiostore.engines.file.manifest import check_format, create_manifest, has_store, make_directories, read_manifest
 from aiostore.engines.file.recovery import repair, survey
-from aiostore.engines.file.run import Run
-from aiostore.engines.file.sealed import open_runs, seal
+from aiostore.engines.file.run import Run, RunDamaged
+from aiostore.engines.file.sealed import RUNS_OPEN_MAX, merge, open_runs, seal
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreCorrupt
 
 _log = logging.getLogger("aiostore")
@@ -90,6 +91,8 @@ def open_to_write(
     disk: Disk, directory: str, options: Options, going_on: Callable[[], None], blocks: Blocks | None = None
 ) -> Writer:
     """Take the lock, make the store if there is none, recover it and its index, and open its end."""
+    if blocks is None:  # an empty one is false
+        blocks = Blocks()
     if disk.exists(directory):
         has_store(disk.names(directory), directory)  # before a lock file is put among what is not ours
     make_directories(disk, directory)
@@ -102,7 +105,7 @@ def open_to_write(
         else:
             manifest = create_manifest(disk, directory, uuid4().hex, now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
         check_format(manifest, directory, writing=True)
-        rebuilt = _Rebuilding(disk, directory, manifest.store_id, blocks or Blocks(), going_on)
+        rebuilt = _Rebuilding(disk, directory, manifest.store_id, blocks, going_on)
         undo.callback(rebuilt.close)
         found = survey(
             disk,
@@ -148,18 +151,39 @@ class _Rebuilding:
         self._blocks = blocks
         self._going_on = going_on
         self.runs, self._useless = open_runs(disk, directory, store_id, blocks)
-        self._made: list[Run] = []
+        self._made: set[Run] = set()
         self._said = time.monotonic()
+        self._failing = False
 
     def seal(self, index: Index, part: Part) -> None:
-        """Write the index of the part, which takes its place in memory."""
-        run = seal(self._disk, self._directory, self._store_id, part, self._blocks, self._going_on)
-        self._made.append(run)
-        index.exchange([part], [run])
+        """Write the index of the part, which takes its place in memory; it stays there where that fails."""
+        try:
+            run = seal(self._disk, self._directory, self._store_id, part, self._blocks, self._going_on)
+            self._take(index, [part], run)
+            runs = runs_of(index)
+            if len(runs) > RUNS_OPEN_MAX and (following := next_merge(runs)) is not None:
+                old = runs[following]
+                made = merge(self._disk, self._directory, self._store_id, old, self._blocks, self._going_on)
+                self._take(index, old, made)
+        except RunDamaged:
+            pass  # it is mended when it is merged beside the open store
+        except OSError as error:
+            if not self._failing:
+                _log.warning("%s: the index on disk cannot be brought up to date now: %s", self._directory, str(error))
+            self._failing = True
+            return
         now = time.monotonic()
         if now - self._said > PROGRESS_SECONDS:
             self._said = now
-            _log.warning("%s: the index is made anew, up to event %d so far", self._directory, run.last_event_id)
+            _log.warning("%s: the index is made anew, up to event %d so far", self._directory, part.last_event_id)
+
+    def _take(self, index: Index, old: Sequence[Part | Run], made: Run) -> None:
+        self._made.add(made)
+        index.exchange(old, [made])
+        for source in old:
+            if isinstance(source, Run):
+                source.close()
+                self._made.discard(source)
 
     def tidy(self, index: Index) -> None:
         """Delete what is of no use."""
@@ -221,21 +245,28 @@ def open_to_read(
     check_format(manifest, directory, writing=False)
     lock = f"{directory}/{LOCK_NAME}"
     watching = writer_lives(disk, lock) or not _synced(disk, directory, names)
-    runs, _ = open_runs(disk, directory, manifest.store_id, blocks or Blocks())
-    look = functools.partial(
-        survey,
-        disk,
-        directory,
-        manifest,
-        runs=runs,
-        tolerant=True,
-        going_on=going_on,
-        part_bytes_min=part_bytes_min,
-    )
-    found = look(watching=watching)
-    if not watching and writer_lives(disk, lock):  # it may have begun meanwhile: what it has not synced is not read
-        found = look(watching=True)
+    runs, _ = open_runs(disk, directory, manifest.store_id, Blocks() if blocks is None else blocks)
+    with ExitStack() as undo:
+        for run in runs:
+            undo.callback(run.close)
+        look = functools.partial(
+            survey,
+            disk,
+            directory,
+            manifest,
+            runs=runs,
+            tolerant=True,
+            going_on=going_on,
+            part_bytes_min=part_bytes_min,
+        )
+        found = look(watching=watching)
+        if not watching and writer_lives(disk, lock):  # it may have begun meanwhile: what is not synced is not read
+            found = look(watching=True)
+        undo.pop_all()
     index = found.index
+    for run in runs:
+        if run not in index.sources:
+            run.close()
     for damage in found.damages[:DAMAGES_LOGGED_MAX]:
         _log.warning("%s", damage.error())
     if len(found.damages) > DAMAGES_LOGGED_MAX:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice
 from typing import NamedTuple
 
 from aiostore.engine import Commit, Page, Selection
-from aiostore.engines.file.format import Damaged, Line, decode_checked_line, decode_events, decode_lines
+from aiostore.engines.file.format import (
+    LINE_BYTES_MIN,
+    Damaged,
+    Line,
+    decode_checked_line,
+    decode_events,
+    decode_lines,
+)
 from aiostore.engines.file.gaps import Gaps
 from aiostore.engines.file.index import Index
 from aiostore.engines.file.lookups import Lookups
-from aiostore.engines.file.pieces import Piece, Run, runs_down, runs_up, scattered
+from aiostore.engines.file.pieces import Piece, runs_down, runs_up, scattered
 from aiostore.engines.file.segment import SegmentFiles
 from aiostore.engines.postings import (
     Kind,
@@ -69,28 +76,34 @@ class PageReader:
         lost = any(damage.first <= event_id <= damage.last for damage in self._index.damages)
         if lost or not 1 <= event_id <= self._index.head.event_id:
             return None
-        (piece,) = await self._ask(scattered, self._index, (event_id,))
-        (data,) = await self._files.read_all([piece])
-        if isinstance(data, OSError):
-            raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {data}") from data
         try:
-            return decode_checked_line(data.strip(b"\n"), piece.segment.seed)
-        except Damaged:
+            return await self._line(event_id)
+        except StoreCorrupt:
             return None
+
+    async def _line(self, event_id: int) -> Line:
+        (piece,) = await self._ask(scattered, self._index, (event_id,))
+        read, error = await self._files.read_all([piece])
+        if error is not None:
+            raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {error}") from error
+        try:
+            return decode_checked_line(read[0][0].rstrip(b"\n"), piece.segment.seed)
+        except Damaged as damaged:
+            raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), event_id, event_id) from damaged
 
     async def version(self, stream_id: str, head: int) -> int:
         """The version of the stream as of the head, or of a later one if it is remembered."""
         version = self._index.versions.get(stream_id)
         if version is not None:
             return version
-        now = self._index.head.event_id
+        as_of = head
         term = Term(Kind.STREAM, stream_id)
         version = 0
         while not version and (ids := await self._ask(self._newest, term, head)):
             event = (await self._events(await self._ask(scattered, self._index, ids), backwards=True))[0]
             version = event.version if event.stream_id == stream_id else 0
             head = event.event_id - 1
-        if version and now == self._index.head.event_id:
+        if version and as_of == self._index.head.event_id:  # else an event that it had since may be forgotten already
             self._index.versions.room()[stream_id] = version
         return version
 
@@ -105,9 +118,7 @@ class PageReader:
         """The events of the commit that the key stands with, None if there is none."""
         term = Term(Kind.KEY, key_text(stream_id, key))
         while ids := await self._ask(self._newest, term, head):
-            line = await self.line(ids[0])
-            if line is None:
-                raise StoreCorrupt(self._index.segment_of(ids[0]).path, 0, "a line is damaged", ids[0], ids[0])
+            line = await self._line(ids[0])
             if line.stream_id == stream_id and line.key == key:
                 return range(line.event_id, line.event_id + line.more + 1)
             head = ids[0] - 1
@@ -117,21 +128,29 @@ class PageReader:
         """The next whole commits above ``after``, as far as a page goes; one that is larger is cut."""
         pieces = await self._ask(runs_up, self._index, after + 1, self._index.head.event_id)
         lines: list[Line] = []
-        starts = [0]
-        for piece, data in zip(pieces, await self._files.read_all(pieces), strict=False):
-            if isinstance(data, OSError):
+        read, error = await self._files.read_all(pieces)
+        if error is not None and not read:
+            raise _unreadable(pieces[0], error) from error
+        for piece, texts in zip(pieces, read, strict=False):
+            try:
+                lines += decode_lines(texts, [piece.segment.seed] * len(texts), piece.ids)
+            except Damaged:
+                return await self._commits_before_damage([*(line.event_id for line in lines), *piece.ids])
+        return commits_of(lines)
+
+    async def _commits_before_damage(self, ids: Sequence[int]) -> list[Commit]:
+        """The whole commits that come before the damage, read one by one; where there are none, it is raised."""
+        lines: list[Line] = []
+        for event_id in ids:
+            try:
+                lines.append(await self._line(event_id))
+            except StoreCorrupt:
+                while lines and lines[-1].more:
+                    lines.pop()
                 if not lines:
-                    raise _unreadable(piece, data) from data
+                    raise
                 break
-            (run,) = piece.runs
-            whole, damage = _lines_before_damage(piece, data, run)
-            lines += whole
-            starts += [starts[-1] + start - run.starts[0] for start in run.starts[1 : len(whole) + 1]]
-            if damage is not None:
-                if not lines:
-                    raise damage
-                break
-        return commits_of(lines, starts)
+        return commits_of(lines)
 
     # --- pages ---
 
@@ -175,9 +194,12 @@ class PageReader:
             return await self._stream_by_lines(stream_id, selection, cursor, max_events)
         found, asked, pieces = await self._ask(self._find_stream, stream_id, selection, cursor, max_events)
         events = await self._events(pieces, selection.backwards)
+        # Events of others count like versions where they have the same hash: with a bound above, no place may be left.
+        is_sure = found.selected or selection.to_version is None or bounds(selection, cursor)[0] == 1
         for place, event in zip(asked, events, strict=False):
-            if event.version != place + 1 or event.stream_id != stream_id:
-                return await self._stream_by_lines(stream_id, selection, cursor, max_events)
+            is_sure = is_sure and event.version == place + 1 and event.stream_id == stream_id
+        if not is_sure:
+            return await self._stream_by_lines(stream_id, selection, cursor, max_events)
         return _page(events, selection, None if len(events) == len(found.selected) else events[-1].event_id)
 
     def _find_stream(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> _StreamPage:
@@ -206,6 +228,8 @@ class PageReader:
                 page.append(event)
                 if len(page) == max_events:
                     return _page(page, selection, event.event_id)
+            if gaps.ended(event):
+                return _page(page, selection, None)
         if not whole:
             return _page(page, selection, events[-1].event_id)
         error = gaps.at_end()
@@ -263,83 +287,65 @@ class PageReader:
 
     async def _events(self, pieces: list[Piece], backwards: bool) -> list[Event]:
         """The events of the pieces, in the order of the selection; those before damage, or `StoreCorrupt` there."""
-        events: list[Event] = []
-        for piece, data in zip(pieces, await self._files.read_all(pieces), strict=False):
-            if isinstance(data, OSError):
-                if not events:
-                    raise _unreadable(piece, data) from data
-                return events
-            for first, last, starts in piece.runs:
-                lines = data[starts[0] - piece.start : starts[-1] - piece.start]
-                try:
-                    run = decode_events(lines, piece.segment.seed, first, last - first + 1)
-                except Damaged as damaged:
-                    return self._before_damage(events, piece, lines, Run(first, last, starts), backwards, damaged)
-                if backwards:
-                    run.reverse()
-                events.extend(run)
-        return events
+        read, error = await self._files.read_all(pieces)
+        if error is not None and not read:
+            raise _unreadable(pieces[0], error) from error
+        lines: list[bytes] = []
+        seeds: list[int] = []
+        ids: list[int] = []
+        for piece, own in zip(pieces, read, strict=False):
+            turned = backwards and piece.spans is None
+            lines += reversed(own) if turned else own
+            ids += reversed(piece.ids) if turned else piece.ids
+            seeds += [piece.segment.seed] * len(own)
+        try:
+            return decode_events(lines, seeds, ids)
+        except Damaged:
+            return await self._before_damage(ids)
 
-    def _before_damage(
-        self, events: list[Event], piece: Piece, lines: bytes, run: Run, backwards: bool, damaged: Damaged
-    ) -> list[Event]:
+    async def _before_damage(self, ids: Sequence[int]) -> list[Event]:
         """What comes before the damage is served, one by one; where nothing does, it is raised."""
-        places = range(len(run.starts) - 1)
-        for place in reversed(places) if backwards else places:
-            start, end = run.starts[place], run.starts[place + 1]
-            event_id = run.first_event_id + place
-            line = lines[start - run.starts[0] : end - run.starts[0]]
+        events: list[Event] = []
+        for event_id in ids:
+            (piece,) = await self._ask(scattered, self._index, (event_id,))
+            read, error = await self._files.read_all([piece])
             try:
-                events.extend(decode_events(line, piece.segment.seed, event_id, 1))
-            except Damaged as here:
+                if error is not None:
+                    raise _unreadable(piece, error) from error
+                line = read[0][0].rstrip(b"\n")  # behind it there may be padding
+                events += decode_events([line], [piece.segment.seed], [event_id])
+            except (Damaged, EngineUnavailable, StoreCorrupt) as here:
                 if events:
                     return events
+                if not isinstance(here, Damaged):
+                    raise
+                start, _ = await self._ask(piece.segment.span, event_id)
                 raise StoreCorrupt(piece.segment.path, start, str(here), event_id, event_id) from here
-        raise AssertionError(f"each line by itself is whole, but together they are not: {damaged}")
+        return events
 
 
 def _unreadable(piece: Piece, error: OSError) -> EngineUnavailable | StoreCorrupt:
     path = piece.segment.path
     if error.errno not in (errno.EIO, errno.ENOENT):  # too many open files, no memory, no rights…
         return EngineUnavailable(f"{path} cannot be read now: {error}")
-    ids = [event_id for run in piece.runs for event_id in (run.first_event_id, run.last_event_id)]
-    return StoreCorrupt(path, piece.start, f"cannot be read: {error}", min(ids), max(ids))
+    start = min(piece.spans)[0] if piece.spans else piece.start
+    return StoreCorrupt(path, start, f"cannot be read: {error}", min(piece.ids), max(piece.ids))
 
 
-def _lines_before_damage(piece: Piece, data: bytes, run: Run) -> tuple[list[Line], StoreCorrupt | None]:
-    """The lines of the piece; where one is damaged, those before it, and the error that says so."""
-    seed = piece.segment.seed
-    try:
-        return decode_lines(data, seed, run.first_event_id, run.last_event_id - run.first_event_id + 1), None
-    except Damaged as damaged:
-        lines: list[Line] = []
-        for event_id, (start, end) in enumerate(pairwise(run.starts), run.first_event_id):
-            try:
-                lines += decode_lines(data[start - piece.start : end - piece.start], seed, event_id, 1)
-            except Damaged as here:
-                error = StoreCorrupt(piece.segment.path, start, str(here), event_id, event_id)
-                error.__cause__ = here
-                return lines, error
-        raise AssertionError(f"each line by itself is whole, but together they are not: {damaged}") from damaged
-
-
-def commits_of(lines: Sequence[Line], starts: Sequence[int]) -> list[Commit]:
-    """The whole commits that the lines begin with; where the first does not end in them, what there is of it.
-
-    ``starts``: where each line begins, and at last where the last one ends.
-    """
+def commits_of(lines: Sequence[Line]) -> list[Commit]:
+    """The whole commits that the lines begin with; where the first does not end in them, what there is of it."""
     commits: list[Commit] = []
     first = 0
     for place, line in enumerate(lines):
         if not line.more:
-            commits.append(_commit(lines[first : place + 1], starts[place + 1] - starts[first]))
+            commits.append(_commit(lines[first : place + 1]))
             first = place + 1
     if lines and not commits:
-        commits.append(_commit(lines, starts[-1] - starts[0]))
+        commits.append(_commit(lines))
     return commits
 
 
-def _commit(lines: Sequence[Line], size: int) -> Commit:
+def _commit(lines: Sequence[Line]) -> Commit:
     events = [
         Event(
             line.event_id,
@@ -353,6 +359,7 @@ def _commit(lines: Sequence[Line], size: int) -> Commit:
         )
         for line in lines
     ]
+    size = sum([LINE_BYTES_MIN + len(memoryview(line.data)) for line in lines])
     return Commit(events, lines[0].key, size)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import neg
 from typing import NamedTuple
 
 from aiostore.engines.file.format import LINE_BYTES_MIN
@@ -15,26 +17,20 @@ PAGE_BYTES = 256 * 1024
 
 PAGE_LINES_MAX = PAGE_BYTES // LINE_BYTES_MIN
 
-GAP_BYTES = 4096
-"""Lines so near to each other are read as one piece."""
-
-
-class Run(NamedTuple):
-    """Lines that follow one another."""
-
-    first_event_id: int
-    last_event_id: int
-    starts: Sequence[int]
-    """Where each begins in the file, and at last where the last one ends."""
+Spans = Sequence[tuple[int, int]]
+"""From where to where in their file lines go, each with its newline."""
 
 
 class Piece(NamedTuple):
-    """What is read from a segment at once; its runs stand in the order of the selection."""
+    """Events of one segment."""
 
     segment: Segment
+    ids: Sequence[int]
+    """In the order of the selection; upwards where the lines are neighbours."""
     start: int
     end: int
-    runs: list[Run]
+    spans: Spans | None = None
+    """Of the line of each; None where they follow one another from the start to the end."""
 
 
 def runs_up(index: Index, first: int, last: int) -> list[Piece]:
@@ -50,7 +46,7 @@ def runs_up(index: Index, first: int, last: int) -> list[Piece]:
                 break
             count = 1
         end = starts[count]
-        pieces.append(Piece(segment, starts[0], end, [Run(first, first + count - 1, starts[: count + 1])]))
+        pieces.append(Piece(segment, range(first, first + count), starts[0], end))
         budget -= end - starts[0]
         first += count
         if first <= segment.last_event_id:
@@ -70,7 +66,7 @@ def runs_down(index: Index, first: int, last: int) -> list[Piece]:
         place = min(bisect_left(starts, end - budget), len(starts) - 2)
         if end - starts[place] > budget and pieces:
             break
-        pieces.append(Piece(segment, starts[place], end, [Run(low + place, last, starts[place:])]))
+        pieces.append(Piece(segment, range(low + place, last + 1), starts[place], end))
         budget -= end - starts[place]
         last = low + place - 1
         if last >= segment.first_event_id:
@@ -79,43 +75,45 @@ def runs_down(index: Index, first: int, last: int) -> list[Piece]:
 
 
 def scattered(index: Index, ids: Sequence[int]) -> list[Piece]:
-    """These events, which go up or down, in their order, as far as a page goes; those near to each other in one."""
+    """These events, which go up or down, in their order, as far as a page goes."""
     pieces: list[Piece] = []
-    budget = PAGE_BYTES
+    left = PAGE_BYTES
     at = 0
     while at < len(ids):
         segment = index.segment_of(ids[at])
-        until = _neighbours(ids, at, segment)
-        low, high = (ids[at], ids[until - 1]) if ids[at] <= ids[until - 1] else (ids[until - 1], ids[at])
-        run = Run(low, high, segment.starts(low, high))
-        start, end = run.starts[0], run.starts[-1]
-        near = pieces[-1] if pieces and pieces[-1].segment is segment else None
-        if near is not None and near.start - GAP_BYTES <= end and start <= near.end + GAP_BYTES:
-            joined = Piece(segment, min(start, near.start), max(end, near.end), [*near.runs, run])
-            budget -= (joined.end - joined.start) - (near.end - near.start)
+        until = _end_of_segment(ids, at, segment)
+        own = ids[at:until]
+        low, high = (own[0], own[-1]) if own[0] <= own[-1] else (own[-1], own[0])
+        starts = segment.starts(low, high) if high - low < len(own) else ()
+        if starts and starts[-1] - starts[0] <= left:  # one after another, and all of them
+            pieces.append(Piece(segment, range(low, high + 1), starts[0], starts[-1]))
+            left -= starts[-1] - starts[0]
         else:
-            near, joined = None, Piece(segment, start, end, [run])
-            budget -= end - start
-        if budget < 0 and pieces:
-            break
-        if budget < 0 and high > low:  # more than a page by itself
-            return runs_up(index, low, high) if ids[at] == low else runs_down(index, low, high)
-        if near is not None:
-            pieces[-1] = joined
-        else:
-            pieces.append(joined)
+            spans = segment.spans(own)
+            size = sum([end - start for start, end in spans])
+            if size > left:
+                count = _count_within(spans, left)
+                own, spans = own[:count], spans[:count]
+            if own:
+                start, end = (spans[0][0], spans[-1][1]) if own[-1] >= own[0] else (spans[-1][0], spans[0][1])
+                pieces.append(Piece(segment, own, start, end, spans))
+            elif not pieces:  # larger than a page
+                pieces.append(Piece(segment, range(ids[at], ids[at] + 1), *segment.span(ids[at])))
+            left -= size
+            if left < 0:
+                break
         at = until
     return pieces
 
 
-def _neighbours(ids: Sequence[int], at: int, segment: Segment) -> int:
-    """Up to which place the ids go on one by one, up or down, in the segment."""
-    until = at + 1
-    if until == len(ids):
-        return until
-    step = 1 if ids[until] > ids[at] else -1
-    following = ids[at] + step
-    while until < len(ids) and ids[until] == following and segment.first_event_id <= following <= segment.last_event_id:
-        following += step
-        until += 1
-    return until
+def _end_of_segment(ids: Sequence[int], at: int, segment: Segment) -> int:
+    """Up to which place the ids are in the segment."""
+    if ids[-1] >= ids[at]:
+        return bisect_right(ids, segment.last_event_id, at)
+    return bisect_right(ids, -segment.first_event_id, at, key=neg)
+
+
+def _count_within(spans: Spans, size: int) -> int:
+    """How many of the lines have so many bytes at most."""
+    ends = list(accumulate([end - start for start, end in spans]))
+    return bisect_right(ends, size)

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 
 from aiostore.engine import Head
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.format import HEAD_NAME, Damaged, Manifest, decode_events, segment_first, segment_name
+from aiostore.engines.file.format import (
+    HEAD_NAME,
+    Damaged,
+    Manifest,
+    decode_events,
+    lines_of,
+    segment_first,
+    segment_name,
+)
 from aiostore.engines.file.head import read_head
 from aiostore.engines.file.index import PART_BYTES_MIN, Damage, Index, Part
 from aiostore.engines.file.run import Run
@@ -109,7 +117,7 @@ def _take_run(
     try:
         last = check_run(disk, run, segments, firsts[count])
     except (Damaged, OSError) as error:
-        _log.warning("%s does not fit, the index is made anew: %s", run.path, error)
+        _log.warning("%s does not fit, the index is made anew: %s", run.path, str(error))
         return False
     complete = found.index.add_sealed(segments, run)
     if complete is not None and not found.damages:
@@ -212,10 +220,11 @@ def repair(disk: Disk, directory: str, found: Survey, stamp: str) -> None:
             disk.sync(file)
         if found.durable < last:
             # Where a sync failed, what is read may be in memory only, and clean: written again, it is synced again.
-            start, end = segment.span(found.durable + 1, last)
+            start, end = segment.starts(found.durable + 1, last)[0], segment.end
             data = disk.read(file, end - start, start)
             try:
-                decode_events(data, segment.seed, found.durable + 1, last - found.durable)
+                count = last - found.durable
+                decode_events(lines_of(data), [segment.seed] * count, range(found.durable + 1, last + 1))
             except Damaged as damaged:
                 raise StoreCorrupt(segment.path, start, str(damaged), found.durable + 1, last) from damaged
             disk.write_at(file, data, start)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
-from zlib import crc32
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, Typecode, decode_numbers
+from aiostore.engines.file.checksum import crc32
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import Damaged
 from aiostore.engines.file.run_format import (
@@ -23,6 +25,7 @@ from aiostore.engines.file.run_format import (
     level_of,
     run_name,
 )
+from aiostore.engines.file.segment import Segment
 from aiostore.engines.file.terms import ORDINAL_MASK, Hashes
 from aiostore.engines.postings import Term
 from aiostore.errors import StoreClosed
@@ -42,9 +45,10 @@ class RunDamaged(Damaged):
 class Run:
     """The index of neighbouring sealed segments, open for reading.
 
-    Any number of threads may read. A block that is damaged raises `Damaged`, one that cannot be read `OSError`; in a
-    thread that must not wait, one that is not in memory raises `WouldBlock`: then the caller repeats the whole lookup
-    in a thread that may. The file is closed with `close`, or when nothing refers to the run any more.
+    Any number of threads may read. A block that is damaged, or that the device cannot read, raises `RunDamaged`, any
+    other failure `OSError`; in a thread that must not wait, one that is not in memory raises `WouldBlock`: then the
+    caller repeats the whole lookup in a thread that may. The file is closed with `close`, or when nothing refers to the
+    run any more.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Run:
         self._offset_blocks = header.offset_blocks
         self._fence = tables.fence
         self._crcs = tables.crcs
+        blocks.runs.add(self)
 
     @classmethod
     def open(cls, disk: Disk, path: str, store_id: str, blocks: Blocks) -> Run:
@@ -95,9 +100,9 @@ class Run:
             self._disk.close(file)
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            with contextlib.suppress(OSError):
-                self.close()
+        if getattr(self, "_file", -1) >= 0:
+            # Where the file was removed meanwhile, this frees its blocks: not a moment's work if they are many.
+            self._blocks.aside(functools.partial(_close, self._disk, self._file))
 
     def __repr__(self) -> str:
         return f"<Run {self.first_event_id}–{self.last_event_id}, {len(self.segments)} segments, {self.size} bytes>"
@@ -169,6 +174,22 @@ class Run:
             place += len(starts)
         return found
 
+    def spans(self, ids: Sequence[int], segment: Segment) -> list[tuple[int, int]]:
+        """Where the lines of these events of the segment begin and end."""
+        base, blocks, first_number = self.first_event_id, self._blocks.recent, self._number
+        last, end = segment.last_event_id, segment.end
+        found: list[tuple[int, int]] = []
+        for event_id in ids:
+            number, at = divmod(event_id - base, BLOCK_OFFSETS)
+            starts = blocks.get(first_number + number) or self._starts(number)
+            if event_id == last:
+                found.append((starts[at], end))
+            elif at + 1 < BLOCK_OFFSETS:
+                found.append((starts[at], starts[at + 1]))
+            else:
+                found.append((starts[at], self._starts(number + 1)[0]))
+        return found
+
     # --- blocks ---
 
     def _keys(self, number: int) -> array[int]:
@@ -189,7 +210,10 @@ class Run:
             return held
         if self._file < 0:
             raise StoreClosed
-        data = self._blocks.read(self._disk, self._file, self._blocks_at + number * BLOCK_BYTES)
+        try:
+            data = self._blocks.read(self._disk, self._file, self._blocks_at + number * BLOCK_BYTES)
+        except OSError as error:
+            raise self._unreadable(error, number) from error
         self._check(data, number)
         block = decode_numbers(typecode, data)
         del block[count:]  # the zeros that fill the last block
@@ -199,6 +223,10 @@ class Run:
     def _check(self, data: bytes | memoryview, number: int) -> None:
         if len(data) != BLOCK_BYTES or crc32(data) != self._crcs[number]:
             raise RunDamaged(self, f"the checksum of block {number} does not hold")
+
+    def _unreadable(self, error: OSError, number: int) -> Damaged | OSError:
+        """What to raise: of a file that is derived, a bad sector is as good as damage, for it can be made anew."""
+        return RunDamaged(self, f"block {number} cannot be read: {error}") if error.errno == errno.EIO else error
 
     # --- merging ---
 
@@ -223,7 +251,10 @@ class Run:
             if self._file < 0:
                 raise StoreClosed
             count = min(SCAN_BLOCKS, end - number)
-            data = self._disk.read(self._file, count * BLOCK_BYTES, self._blocks_at + number * BLOCK_BYTES)
+            try:
+                data = self._disk.read(self._file, count * BLOCK_BYTES, self._blocks_at + number * BLOCK_BYTES)
+            except OSError as error:
+                raise self._unreadable(error, number) from error
             view = memoryview(data)
             for i in range(count):
                 self._check(view[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES], number + i)
@@ -242,6 +273,11 @@ class Tables:
         fence_size = header.key_blocks * 8
         self.fence = decode_numbers("Q", directory[:fence_size])
         self.crcs = decode_numbers("I", directory[fence_size:])
+
+
+def _close(disk: Disk, file: int) -> None:
+    with contextlib.suppress(OSError):
+        disk.close(file)
 
 
 def _first_event_id(segment: RunSegment) -> int:

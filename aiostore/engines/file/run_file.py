@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
-from zlib import crc32
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, encode_numbers
+from aiostore.engines.file.checksum import crc32
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.run_format import (
     HEADER_BYTES,

@@ -35,9 +35,9 @@ import re
 import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
-from zlib import crc32
 
 from aiostore.engines.file.blocks import BLOCK_BYTES
+from aiostore.engines.file.checksum import crc32
 from aiostore.engines.file.format import Damaged
 from aiostore.engines.file.terms import ORDINAL_BITS
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from typing import NamedTuple
-from zlib import crc32
 
 import msgspec
 
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.format import CRC_BYTES, LINE_BYTES_MIN, Line, checksum_holds, decode_line
+from aiostore.engines.file.format import CRC_BYTES, LINE_BYTES_MIN, Line, checksum_holds, checksums_hold, decode_line
 from aiostore.engines.file.index import Damage, Index
 from aiostore.engines.file.segment import Segment
 
@@ -244,9 +243,8 @@ class Scan:
 
 def take_valid(lines: Sequence[bytes], seed: int, first_event_id: int) -> list[Line]:
     """The whole commits that the lines, without their newlines, begin with; none if anything is not as it should be."""
-    for text in lines:
-        if text[-18:] != b',"crc":"%08x"}' % crc32(text[:-18], seed):
-            return []
+    if not lines or not checksums_hold(lines, repeat(seed)):
+        return []
     try:
         taken = list(map(decode_line, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError):

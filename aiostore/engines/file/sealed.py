@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.compaction import choose_runs
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.format import Damaged, Line, decode_checked_line
+from aiostore.engines.file.format import Damaged, Line, checksum_holds, decode_checked_line
 from aiostore.engines.file.index import Part
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_format import is_temporary, run_first
-from aiostore.engines.file.run_writer import Pause, SealedSegment, build_run, give_way
+from aiostore.engines.file.run_writer import Pause, SealedSegment, build_run, give_way, merge_runs
 from aiostore.engines.file.segment import LinePlaces, Segment
 from aiostore.engines.postings import Kind
+from aiostore.errors import StoreCorrupt
 
 _log = logging.getLogger("aiostore")
+
+RUNS_OPEN_MAX = 64
+"""While an index is made anew, runs are merged in between where more are open: each takes a file descriptor."""
 
 
 def open_runs(disk: Disk, directory: str, store_id: str, blocks: Blocks) -> tuple[list[Run], list[str]]:
@@ -33,7 +37,7 @@ def open_runs(disk: Disk, directory: str, store_id: str, blocks: Blocks) -> tupl
             except FileNotFoundError:
                 pass  # merged meanwhile, by the process that writes
             except (Damaged, OSError) as error:
-                _log.warning("%s cannot be used, the index is made anew: %s", path, error)
+                _log.warning("%s cannot be used, the index is made anew: %s", path, str(error))
                 useless.append(path)
     used, superfluous = choose_runs(runs)
     for run in superfluous:
@@ -77,13 +81,22 @@ def seal(disk: Disk, directory: str, store_id: str, part: Part, blocks: Blocks, 
     sealed: list[SealedSegment] = []
     for segment in part.segments:
         assert isinstance(segment.places, LinePlaces), "a part has the places of its lines"
-        start, end = segment.span(segment.last_event_id, segment.last_event_id)
+        start, end = segment.span(segment.last_event_id)
         file = disk.open_read(segment.path)
         try:
             last = disk.read(file, end - start, start).strip(b"\n")
         finally:
             disk.close(file)
-        crc = last[-10:-2].decode("ascii", "replace")
+        if not checksum_holds(last, segment.seed):
+            raise StoreCorrupt(segment.path, start, "the checksum does not hold", *[segment.last_event_id] * 2)
+        crc = last[-10:-2].decode()
         sealed.append(SealedSegment(segment.first_event_id, segment.end, crc, segment.places.starts, postings))
         postings = []  # those of the whole part stand with its first segment
     return Run.open(disk, build_run(disk, directory, store_id, sealed, pause), store_id, blocks)
+
+
+def merge(
+    disk: Disk, directory: str, store_id: str, runs: Sequence[Run], blocks: Blocks, pause: Pause = give_way
+) -> Run:
+    """Write the run that takes the place of these neighbours, and open it; they stay open."""
+    return Run.open(disk, merge_runs(disk, directory, store_id, runs, pause), store_id, blocks)

@@ -13,12 +13,12 @@ from contextlib import suppress
 from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.compaction import next_merge
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.index import Index, Part
+from aiostore.engines.file.index import Index, Part, runs_of
 from aiostore.engines.file.recovery import scan_again
 from aiostore.engines.file.run import Run, RunDamaged
-from aiostore.engines.file.run_writer import give_way, merge_runs
-from aiostore.engines.file.sealed import seal
-from aiostore.errors import StoreClosed
+from aiostore.engines.file.run_writer import give_way
+from aiostore.engines.file.sealed import RUNS_OPEN_MAX, merge, seal
+from aiostore.errors import EngineUnavailable, StoreClosed
 
 _log = logging.getLogger("aiostore")
 
@@ -37,7 +37,8 @@ class Sealer:
     """Exchanges parts of the index for runs, and runs for larger ones. Its methods are called in the loop.
 
     What fails is logged and tried again when the next part is complete: till then it is found in memory, or in smaller
-    runs. Opened to read, nothing is written, and what is made anew stays in memory.
+    runs. Opened to read, nothing is written, and what is made anew stays in memory. What is no longer used is freed in
+    a thread as well. Errors are logged as texts: a handler that keeps records would else keep runs open.
     """
 
     def __init__(self, disk: Disk, directory: str, index: Index, blocks: Blocks, *, writing: bool) -> None:
@@ -58,6 +59,7 @@ class Sealer:
         self._merged = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        blocks.aside = self._aside
 
     def look(self) -> None:
         """Do what there is to do; called at the start, and when a part is complete."""
@@ -66,30 +68,36 @@ class Sealer:
         waiting = [source for source in self._index.sources[:-1] if isinstance(source, Part)]
         if waiting and self._sealing is None:
             self._sealing = waiting[0]
+            self._sealing.aside = self._aside
             self._submit(self._seals, functools.partial(self._seal, waiting[0]), self._sealed)
         if len(waiting) > PARTS_WAITING_MAX:
             self._room.clear()
         else:
             self._room.set()
-        runs = [source for source in self._index.sources if isinstance(source, Run)]
-        merge = next_merge(runs)
-        if merge is not None and not self._merging and not self._mending:
-            self._merging = runs[merge]
+        runs = runs_of(self._index)
+        following = next_merge(runs)
+        if following is not None and not self._merging and not self._mending:
+            self._merging = runs[following]
             self._merged.clear()
-            self._submit(self._merges, functools.partial(self._merge, runs[merge]), self._after_merge)
+            self._submit(self._merges, functools.partial(self._merge, self._merging), self._after_merge)
 
     async def room(self) -> None:
         """Wait while too many parts wait for their index, if they are being worked at."""
         await self._room.wait()
 
     async def mend(self, damaged: RunDamaged) -> None:
-        """Make a run anew that was found to be damaged; `StoreCorrupt` if its segments are."""
-        while self._merging:  # it may be one of these, which then fails
+        """Make a run anew that was found to be damaged; `StoreCorrupt` if its segments are, or `EngineUnavailable`."""
+        while damaged.run in self._merging and not self._stop.is_set():  # the merge fails, or finds it whole
             await self._merged.wait()
         if self._stop.is_set():
             raise StoreClosed
         if damaged.run in self._index.sources:
-            await asyncio.shield(asyncio.wrap_future(self._begin_mending(damaged)))
+            try:
+                await asyncio.shield(asyncio.wrap_future(self._begin_mending(damaged)))
+            except _Stopped:
+                raise StoreClosed from None
+            except OSError as error:
+                raise EngineUnavailable(f"{damaged}; it cannot be made anew now: {error}") from error
 
     def stop(self) -> None:
         """Begin nothing more, and give up what is being written."""
@@ -129,14 +137,14 @@ class Sealer:
         self._merged.set()
         if self._take(job, merged):
             self.look()
-        elif isinstance(error := job.exception(), RunDamaged):
+        elif isinstance(error := job.exception(), RunDamaged) and not self._stop.is_set():
             self._begin_mending(error)
 
     def _begin_mending(self, damaged: RunDamaged) -> Made:
         run = damaged.run
         job = self._mending.get(run)
         if job is None:
-            _log.warning("%s; the index is made anew", damaged)
+            _log.warning("%s; the index is made anew", str(damaged))
 
             def mended(job: Made) -> None:
                 del self._mending[run]
@@ -152,10 +160,14 @@ class Sealer:
             return False
         error = job.exception()
         if error is None:
-            self._index.exchange(old, job.result())
+            if old[0] in self._index.sources:  # else a follower has taken the writer's in its place
+                self._index.exchange(old, job.result())
         elif not isinstance(error, RunDamaged):
-            _log.warning("%s: the index on disk cannot be brought up to date now: %s", self._directory, error)
+            self._complain(error)
         return error is None
+
+    def _complain(self, error: BaseException) -> None:
+        _log.warning("%s: the index on disk cannot be brought up to date now: %s", self._directory, str(error))
 
     # --- in threads ---
 
@@ -163,17 +175,45 @@ class Sealer:
         return [seal(self._disk, self._directory, self._store_id, part, self._blocks, self._pause)]
 
     def _merge(self, runs: Sequence[Run]) -> Sequence[Run]:
-        path = merge_runs(self._disk, self._directory, self._store_id, runs, self._pause)
-        return [Run.open(self._disk, path, self._store_id, self._blocks)]
+        return [merge(self._disk, self._directory, self._store_id, runs, self._blocks, self._pause)]
 
     def _mend(self, run: Run) -> Sequence[Part | Run]:
+        kept = 0
+
         def sealed(index: Index, part: Part) -> None:
-            if self._writing:
+            nonlocal kept
+            part.aside = self._aside
+            if not self._writing:
+                return
+            try:
                 index.exchange([part], self._seal(part))
+            except OSError as error:  # no room: so few parts may wait for it, too
+                if not kept:
+                    self._complain(error)
+                kept += 1
+                if kept > PARTS_WAITING_MAX:
+                    raise
+            runs = runs_of(index)
+            if len(runs) > RUNS_OPEN_MAX and (following := next_merge(runs)) is not None:
+                index.exchange(runs[following], self._merge(runs[following]))
 
         return scan_again(
             self._disk, self._directory, self._store_id, run, self._index.part_bytes_min, self._check, sealed
         )
+
+    def _aside(self, work: Callable[[], object]) -> None:
+        """Have this done in a thread; from any thread, also where that is just being given something else to do."""
+
+        def submit() -> None:
+            try:
+                self._seals.submit(work)
+            except RuntimeError:  # they are shut down
+                work()
+
+        try:
+            self._loop.call_soon_threadsafe(submit)
+        except RuntimeError:  # the loop was closed before the store was
+            work()
 
     def _check(self) -> None:
         if self._stop.is_set():

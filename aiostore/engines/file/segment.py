@@ -6,17 +6,17 @@ import asyncio
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.format import line_seed, segment_name
+from aiostore.engines.file.format import line_seed, lines_of, segment_name
 from aiostore.errors import StoreClosed
 
 
 class Piece(Protocol):
-    """What is read at once."""
+    """What is read of a segment; see `pieces`."""
 
     @property
     def segment(self) -> Segment: ...
@@ -24,7 +24,12 @@ class Piece(Protocol):
     def start(self) -> int: ...
     @property
     def end(self) -> int: ...
+    @property
+    def spans(self) -> Sequence[tuple[int, int]] | None: ...
 
+
+GAP_BYTES = 1024
+"""Lines so near to each other are read at once."""
 
 NOWAIT_BYTES_MAX = 1024 * 1024
 """More than this is not copied in the loop."""
@@ -50,19 +55,20 @@ class Segment:
 
     def starts(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
         """Where the bytes of each of these events begin, and at last where those of the last one end."""
-        if last_event_id < self.last_event_id:
-            return self.places.offsets(first_event_id, last_event_id + 1)
-        return [*self.places.offsets(first_event_id, last_event_id), self.end]
+        if last_event_id >= self.last_event_id:
+            end = self.end
+            if last_event_id >= self.last_event_id:
+                return [*self.places.offsets(first_event_id, last_event_id), end]
+            # Lines were added meanwhile, and the end may be theirs.
+        return self.places.offsets(first_event_id, last_event_id + 1)
 
-    def span(self, first_event_id: int, last_event_id: int) -> tuple[int, int]:
-        """From where to where the bytes of these events go."""
-        if first_event_id == last_event_id < self.last_event_id:
-            start, end = self.places.offsets(first_event_id, last_event_id + 1)
-            return start, end
-        start = self.places.offsets(first_event_id, first_event_id)[0]
-        if last_event_id == self.last_event_id:
-            return start, self.end
-        return start, self.places.offsets(last_event_id + 1, last_event_id + 1)[0]
+    def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """From where to where the line of each of these events goes, which go up or down."""
+        return self.places.spans(ids, self)
+
+    def span(self, event_id: int) -> tuple[int, int]:
+        """From where to where the line of the event goes."""
+        return self.spans((event_id,))[0]
 
     def extend(self, starts: Sequence[int], size: int) -> None:
         """Take in lines that were written at the end: where each begins in these bytes, and how many bytes."""
@@ -70,7 +76,10 @@ class Segment:
         self.add([end + start for start in starts], end + size)
 
     def add(self, offsets: Sequence[int], end: int) -> None:
-        """Take in lines by where they begin in the file, and where the last one ends."""
+        """Take in lines by where they begin in the file, and where the last one ends.
+
+        In this order: a thread that finds the last event unchanged after it read the end has the end of that one.
+        """
         assert isinstance(self.places, LinePlaces), "nothing is written to what is sealed"
         self.places.extend(offsets)
         self.last_event_id += len(offsets)
@@ -82,6 +91,10 @@ class Places(Protocol):
 
     def offsets(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
         """Where the lines of these events begin, each."""
+        ...
+
+    def spans(self, ids: Sequence[int], segment: Segment) -> list[tuple[int, int]]:
+        """Where the lines of these events of the segment begin and end."""
         ...
 
 
@@ -97,6 +110,14 @@ class LinePlaces:
     def offsets(self, first_event_id: int, last_event_id: int) -> Sequence[int]:
         """See `Places`."""
         return self.starts[first_event_id - self._first : last_event_id - self._first + 1]
+
+    def spans(self, ids: Sequence[int], segment: Segment) -> list[tuple[int, int]]:
+        """See `Places`."""
+        end = segment.end  # before the last event: where lines are added meanwhile, it may be theirs
+        starts, first, last = self.starts, self._first, segment.last_event_id
+        return [
+            (starts[event_id - first], end if event_id == last else starts[event_id - first + 1]) for event_id in ids
+        ]
 
     def extend(self, offsets: Iterable[int]) -> None:
         """Take in the next lines."""
@@ -125,50 +146,52 @@ class SegmentFiles:
         self._opened: OrderedDict[int, _Open] = OrderedDict()
         self._refusing = False
 
-    async def read_all(self, pieces: Sequence[Piece]) -> list[bytes | OSError]:
-        """The bytes of each piece; where one cannot be read, the error, and nothing of those behind it.
+    async def read_all(self, pieces: Sequence[Piece]) -> tuple[list[list[bytes]], OSError | None]:
+        """The lines of each piece, without their newlines; where one cannot be read, those before it, and the error.
 
         Cancellation leaves nothing behind. Raises `StoreClosed` after `refuse`.
         """
         if self._refusing:
             raise StoreClosed
-        read: list[bytes | OSError] = []
+        read: list[list[bytes]] = []
+        error = self._read_nowait(pieces, read)
+        if error is None and len(read) < len(pieces):
+            loop = asyncio.get_running_loop()
+            error = await loop.run_in_executor(self._threads, self._read_waiting, pieces[len(read) :], read)
+        return read, error
+
+    def _read_nowait(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
+        """Read as many as are in memory."""
         for piece in pieces:
-            data = self._read_nowait(piece)
-            if data is None:
-                rest = pieces[len(read) :]
-                loop = asyncio.get_running_loop()
-                return read + await loop.run_in_executor(self._threads, self._read_waiting, rest)
-            read.append(data)
-            if isinstance(data, OSError):
-                break
-        return read
+            if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
+                return None
+            opened = self._take(piece.segment.first_event_id)
+            if opened is None:
+                return None
+            try:
+                lines = _lines(self._disk.read_each_nowait, opened.file, piece)
+            except OSError as error:
+                return error
+            finally:
+                self._give_back(opened)
+            if lines is None:
+                return None
+            read.append(lines)
+        return None
 
-    def _read_nowait(self, piece: Piece) -> bytes | OSError | None:
-        size = piece.end - piece.start
-        opened = self._take(piece.segment.first_event_id) if size <= NOWAIT_BYTES_MAX else None
-        if opened is None:
-            return None
-        try:
-            return self._disk.read_nowait(opened.file, size, piece.start)
-        except OSError as error:
-            return error
-        finally:
-            self._give_back(opened)
-
-    def _read_waiting(self, pieces: Sequence[Piece]) -> list[bytes | OSError]:
-        read: list[bytes | OSError] = []
+    def _read_waiting(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
         for piece in pieces:
             try:
                 opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
                 try:
-                    read.append(self._disk.read(opened.file, piece.end - piece.start, piece.start))
+                    lines = _lines(self._disk.read_each, opened.file, piece)
                 finally:
                     self._give_back(opened)
             except OSError as error:
-                read.append(error)
-                break
-        return read
+                return error
+            assert lines is not None, "it waits"
+            read.append(lines)
+        return None
 
     def _take(self, first_event_id: int) -> _Open | None:
         with self._mutex:
@@ -213,3 +236,43 @@ class SegmentFiles:
         """Close all files in a forked child, where the mutex may be held by a thread that is not there."""
         self._mutex = threading.Lock()
         self.close()
+
+
+Read = Callable[[int, Sequence[tuple[int, int]]], list[bytes] | None]
+
+
+def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
+    """The lines of the piece, without their newlines; None where a read gives none."""
+    if piece.spans is None:
+        data = read(file, [(piece.start, piece.end)])
+        return None if data is None else lines_of(data[0])
+    groups = _grouped(piece.spans)
+    data = read(file, groups)
+    if data is None:
+        return None
+    if len(groups) == len(piece.spans):
+        return [line[:-1] for line in data]
+    lines: list[bytes] = []
+    place, group = -1, (0, -1)
+    for start, end in piece.spans:
+        if not group[0] <= start < group[1]:
+            place += 1
+            group = groups[place]
+        lines.append(data[place][start - group[0] : end - group[0] - 1])
+    return lines
+
+
+def _grouped(spans: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """What to read for lines that go up or down: those near to each other at once."""
+    groups: list[tuple[int, int]] = []
+    low, high = spans[0]
+    for start, end in spans:
+        if start > high + GAP_BYTES or end < low - GAP_BYTES:
+            groups.append((low, high))
+            low, high = start, end
+        elif start < low:
+            low = start
+        elif end > high:
+            high = end
+    groups.append((low, high))
+    return groups

@@ -279,6 +279,20 @@ class PostgresEngine(Engine):
     async def read(self, selection: Selection, cursor: int | None = None, max_events: int = PAGE_EVENTS) -> Page:
         return await self._with_session(lambda session: self._pages.read(session, selection, cursor, max_events))
 
+    async def first_since(self, timestamp: str, head: int) -> int:
+        sql = self._sql(  # the halving of the contract, in one round trip; OFFSET 0: each event is looked at once
+            "WITH RECURSIVE halved(low, high) AS (SELECT 1::bigint, $2::bigint + 1 UNION ALL"
+            " SELECT CASE WHEN e.is_before THEN m.middle + 1 ELSE m.low END,"
+            " CASE WHEN e.is_before THEN m.high ELSE m.middle END"
+            " FROM (SELECT low, high, (low + high) / 2 AS middle FROM halved WHERE low < high) m"
+            " CROSS JOIN LATERAL (SELECT (SELECT e.ts < $1::text::timestamptz FROM {s}.events e"
+            " WHERE e.pos >= m.middle AND e.pos < m.high ORDER BY e.pos LIMIT 1) AS is_before OFFSET 0) e)"
+            " SELECT low FROM halved WHERE low = high"
+        )
+        ((first,),) = await self._ask(sql, timestamp, head)
+        found: int = first
+        return found
+
     # --- states ---
 
     async def load_state(self, key: str) -> State | None:
