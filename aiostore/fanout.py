@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from weakref import ref
 
 from aiostore.engine import Commit
+from aiostore.errors import EventStoreError
 from aiostore.events import Event, event_size
 from aiostore.inbox import Inbox, Interest
 from aiostore.limits import Limits
@@ -116,6 +118,12 @@ class InterestIndex:
         return _alive(found)
 
 
+def _copy(error: EventStoreError) -> EventStoreError:
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own
+
+
 _EVERYTHING = "everything"
 _UNINDEXED = "unindexed"
 
@@ -140,6 +148,8 @@ class Fanout:
         # Inboxes whose reader waits: nothing else may hold the task that waits for them.
         self.waiting: dict[Inbox, None] = {}
         self.closed = False
+        self.failure: EventStoreError | None = None
+        """Why nothing more will be published, if so."""
         self._holding: dict[int, ref[Inbox]] = {}
         self._opened = opened
         self._group = 0
@@ -231,6 +241,22 @@ class Fanout:
         if inbox.live and not inbox.events:
             inbox.handed = max(inbox.held, self.head)
         inbox.close()
+
+    def fail(self, error: Exception) -> None:
+        """Publish nothing more: whoever has had all there is, and waits for more, is told why, now and later."""
+        if self.failure is None:
+            if not isinstance(error, EventStoreError):
+                reason, error = error, EventStoreError(f"what others append can no longer be followed: {error!r}")
+                error.__cause__ = reason
+            self.failure = _copy(error)  # without a traceback, which refers to much that is to be freed
+            self.listeners.fail(self.failure)
+            for inbox in tuple(self.waiting):
+                inbox.wake()
+
+    def check(self) -> None:
+        """Raise if nothing more will be published: an error of the caller's own."""
+        if self.failure is not None:
+            raise _copy(self.failure)
 
     def close(self) -> None:
         """Let every reader find out that the store is closed; nothing is put into a queue any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import inspect
 import logging
 import types
@@ -15,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from aiostore.engine import Commit
-from aiostore.errors import StoreClosed
+from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.events import Event, copies
 from aiostore.worker import Worker
 
@@ -98,6 +99,7 @@ class Listeners:
         self._delivered = head
         self._held: deque[tuple[int, asyncio.Future[Sequence[Event]], Sequence[Event]]] = deque()
         self._suspended = True
+        self._failure: EventStoreError | None = None
         self._worker = Worker("aiostore delivery", self._deliver, self._ended)
 
     def add(
@@ -120,6 +122,8 @@ class Listeners:
         name = name or str(getattr(handler, "__qualname__", repr(handler)))
         listener = Listener(self, handler, wait=wait, after=head, name=name, in_bulk=in_bulk, ended=ended)
         self._register((*self.registered, listener))
+        if self._failure is not None:
+            self._worker.start()
         return listener
 
     def call(self, listener: Listener) -> None:
@@ -172,6 +176,11 @@ class Listeners:
         else:
             self._held.append((last, future, events))
 
+    def fail(self, error: EventStoreError) -> None:
+        """Detach all handlers with this error when they have had what is in the backlog, and those to come, too."""
+        self._failure = error
+        self._worker.start()
+
     async def aclose(self) -> None:
         """Wait until the backlog is delivered; then all handlers are detached with `StoreClosed`."""
         await self._worker.drain()
@@ -212,6 +221,11 @@ class Listeners:
             if count >= GIVE_WAY_COMMITS:
                 count = 0
                 await _give_way()
+        if self._failure is not None:
+            for listener in self.registered:
+                listener.error = copy.copy(self._failure)
+                logger.error("handler %s is detached: %s", listener.name, self._failure)
+                listener.end(listener.error)
 
     def _next_commits(self) -> Sequence[Commit]:
         """The next commit; or those that are there, where all handlers take them in bulk: none gets one out of turn.

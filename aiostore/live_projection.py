@@ -37,7 +37,8 @@ class LiveProjection(Projection[S], AsyncResource):
     raised, and so has `wait_for`; `catch_up` goes on at that event and then follows again. Snapshots of
     ``snapshot_interval`` are written in the background; to encode one takes the loop about 0.1 s for 10 MB of state.
 
-    It needs a store that can be followed (not ``mode="r"``).
+    What other processes append, on a shared engine or beside a store opened with ``mode="r"``, it has a moment later:
+    `wait_for` waits for that.
     """
 
     _entry: object | None = None  # a new one for each `async with`

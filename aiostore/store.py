@@ -70,8 +70,8 @@ class EventStore(AsyncResource):
 
     ``limits``: bounds, see `Limits`. ``clock``: gives the time of new events, aware; for tests. Options of the embedded
     log: ``durability="fsync"`` (an append returns when its events survive a power loss) or ``"os"`` (when they survive
-    the process), ``mode="rw"`` or ``"r"`` (takes no lock; only reads, what was durable when it was opened),
-    ``segment_bytes`` (16 MiB).
+    the process), ``mode="rw"`` or ``"r"`` (takes no lock and no appends; reads and follows what another process
+    appends, as soon as it is durable), ``segment_bytes`` (16 MiB).
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class EventStore(AsyncResource):
         return self._engine, self._fanout
 
     def _followed(self) -> Fanout:
-        """What is published, where it can be followed; checked as every call is."""
+        """What is published; checked as every call is."""
         self._check()
         return self._fanout
 
@@ -352,9 +352,9 @@ class EventStore(AsyncResource):
         return (await self._engine.facts(Question([stream_id]))).versions[stream_id]
 
     async def head(self) -> int:
-        """The last event_id, 0 when the store is empty."""
+        """The last event_id, 0 when the store is empty; also of what other processes appended."""
         self._check()
-        if self._engine.shared:  # others append too, and what they did is seen a moment later
+        if self._engine.followed:  # others append too, and what they did is seen a moment later
             return (await self._engine.facts(Question())).head
         return self._fanout.head
 
@@ -406,11 +406,8 @@ class EventStore(AsyncResource):
         if self._state is _State.OPEN:
             fanout = self._fanout
             state += f", head={fanout.head}"
-            if self._engine.read_only:
-                state += ", mode='r'"
-            else:
-                state += f", staged={self._committer.staged_count}"
-                state += f", live subscriptions={len(fanout.live)}, listeners={len(fanout.listeners.registered)}"
+            state += ", mode='r'" if self._engine.read_only else f", staged={self._committer.staged_count}"
+            state += f", live subscriptions={len(fanout.live)}, listeners={len(fanout.listeners.registered)}"
         return f"<EventStore {self._engine.location!r} {state}>"
 
 

@@ -81,7 +81,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     Use it with ``async with`` (required for ``on_slow="wait"``) and ``async for``, or `batches`; one reader at a time.
     With ``on_slow="wait"``, step it in the task that appends in the loop's body: another's steps do not let those pass.
     It does not end by itself. A cancelled step loses nothing: the next one goes on where it was. When the store closes,
-    it raises `StoreClosed`; after its own `aclose`, it just ends.
+    it raises `StoreClosed`; after its own `aclose`, it just ends. Where damage lies in its way, all before it comes,
+    and then `StoreCorrupt`.
     """
 
     def __init__(
@@ -222,6 +223,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
                 elif inbox.events:
                     return
                 elif inbox.live:
+                    self._fanout.check()
                     await self._wait()
                 else:
                     await self._read_history()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from aiostore.engine import Commit, Committed, Engine
-from aiostore.errors import EventStoreError, StoreClosed
+from aiostore.errors import EventStoreError, StoreClosed, StoreCorrupt
 from aiostore.fanout import Fanout
 from aiostore.worker import Worker
 
@@ -96,15 +96,19 @@ class Tailer:
         await self._publisher.drain()
 
     async def _watch(self) -> None:
-        while not self._closed:
+        while not self._ended:
             await self._engine.changed(self._fanout.head)
             self._news = True
             self._publisher.start()
             await self._publisher.drain()
 
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._fanout.failure is not None
+
     def _watcher_ended(self, task: asyncio.Task[None]) -> None:
         self._report(task)
-        if not self._closed:
+        if not self._ended:
             self._watcher.start()
 
     async def _publish_all(self) -> None:
@@ -127,7 +131,7 @@ class Tailer:
                 continue
             try:
                 commits = await self._engine.commits_after(fanout.head)
-            except StoreClosed:
+            except (StoreClosed, StoreCorrupt):
                 raise
             except EventStoreError as error:
                 await self._give_up(error)
@@ -170,5 +174,11 @@ class Tailer:
             self._shown.set()
 
     def _report(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self._closed:
-            logger.critical("%s failed", task.get_name(), exc_info=task.exception())
+        """Where a worker has failed, let those know who wait for what it would bring: to try again would fail again."""
+        error = None if task.cancelled() or self._closed else task.exception()
+        if isinstance(error, StoreCorrupt):
+            logger.error("%s; nothing behind it is followed", error)
+        elif error is not None:
+            logger.critical("%s failed", task.get_name(), exc_info=error)
+        if isinstance(error, Exception):
+            self._fanout.fail(error)

@@ -138,3 +138,15 @@ async def test_a_store_opened_for_reading_follows_the_writer(tmp_path: Path) -> 
             assert await reader.stream_version("s") == 2
             with pytest.raises(EngineUnsupported, match="it takes no appends"):
                 await reader.append("s", "T", {})
+
+
+async def test_an_event_larger_than_a_page_at_the_end_of_a_segment(tmp_path: Path) -> None:
+    """What came behind it could not be read: IndexError."""
+    async with EventStore(tmp_path / "s", segment_bytes=300_000) as store:
+        for number in range(3):
+            await store.append("s", "T", {"n": number, "fill": "x" * 400_000})
+            await store.append("s", "T", {"n": number})
+        log = await store.read_all().to_list()
+        assert [event.event_id for event in log] == [1, 2, 3, 4, 5, 6]
+        assert await store.read_all(backwards=True).to_list() == log[::-1]
+        assert await store.read_stream("s").to_list() == log

@@ -53,6 +53,7 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
             "AppendCondition": AppendCondition,
             "Counter": Counter,
             "Event": Event,
+            "EventStore": EventStore,
             "LiveProjection": LiveProjection,
             "NewEvent": NewEvent,
             "Projection": Projection,

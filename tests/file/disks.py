@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.disk import Disk, Watch
 
 SECTOR_BYTES = 512
 
@@ -66,6 +66,15 @@ class MemoryDisk(Disk):
         taken.inodes, taken.stable_inodes = copy.deepcopy((self.inodes, self.stable_inodes))
         taken.directories = set(self.directories)
         return taken
+
+    def put(self, path: str, data: bytes, offset: int | None = None) -> None:
+        """Have the data stand in the file, durably, at its end or over what is at the offset; make it if need be."""
+        inode = self.inodes.setdefault(path, Inode())
+        self.stable_inodes[path] = inode
+        start = len(inode.data) if offset is None else offset
+        inode.data[start : start + len(data)] = data
+        inode.sync()
+        inode.stable = bytes(inode.data)
 
     @property
     def held(self) -> int:
@@ -177,6 +186,9 @@ class MemoryDisk(Disk):
             raise FileNotFoundError(errno.ENOENT, "no file", path)
         del self.inodes[path]
         self.on_step()
+
+    def watch(self, directory: str, path: str) -> Watch | None:
+        return None
 
     def lock(self, file: int, *, shared: bool) -> bool:
         inode = self._opened[file]

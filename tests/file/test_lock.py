@@ -198,7 +198,7 @@ async def test_a_reader_takes_a_torn_tail_for_what_it_is_and_leaves_it() -> None
     engine, driver = await started("/s", disk)
     await driver.commit(counted(3))
     await engine.aclose()
-    disk.inodes["/s/00000000000000000001.jsonl"].data.extend(b'{"event_id":4,"str')
+    disk.put("/s/00000000000000000001.jsonl", b'{"event_id":4,"str')
     before = disk.files()
     reader = FileEngine("/s", mode="r", disk=disk)
     assert (await reader.open()).event_id == 3

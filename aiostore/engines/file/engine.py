@@ -18,7 +18,7 @@ from aiostore.engines.file.following import Follower
 from aiostore.engines.file.index import PART_BYTES_MIN, Index
 from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.opening import Options, Writer, check_place, open_to_read, open_to_write
-from aiostore.engines.file.pages import PageReader
+from aiostore.engines.file.pages import PageReader, commits_of
 from aiostore.engines.file.sealing import Sealer
 from aiostore.engines.file.segment import SegmentFiles
 from aiostore.engines.file.state import Row, StateFile
@@ -55,9 +55,10 @@ class FileEngine(Engine):
     """Keeps the events in the directory ``path``, which one process at a time opens for writing.
 
     ``durability``: "fsync" (an acknowledged event survives a power loss) or "os" (it survives the process; the system
-    writes it to the device in its own time). ``mode``: "rw", or "r" to read beside a writer, or a damaged store.
-    ``segment_bytes``: where a file of the log is full, 1 to 1 GiB. ``force_network``: use a network file system all the
-    same. ``disk``, ``part_bytes_min``: for tests. ValueError if an option is not one of these.
+    writes it to the device in its own time). ``mode``: "rw", or "r" to read and follow what another process writes, or
+    to read a damaged store. ``segment_bytes``: where a file of the log is full, 1 to 1 GiB. ``force_network``: use a
+    network file system all the same. ``disk``, ``part_bytes_min``: for tests. ValueError if an option is not one of
+    these.
     """
 
     def __init__(
@@ -135,7 +136,9 @@ class FileEngine(Engine):
         state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
         state = StateFile(self._disk, directory, read_only=self._read_only)
         pages = PageReader(index, files, lookups)
-        follower = Follower(self._disk, directory, index, self._blocks, readers) if self._read_only else None
+        follower = None
+        if self._read_only:  # a network file system tells only of what this machine does
+            follower = Follower(self._disk, directory, index, self._blocks, readers, polls=self._force_network)
         self._opened = _Opened(thread, readers, files, index, sealer, lookups, pages, state, state_thread, follower)
         sealer.look()
         return index.head
@@ -159,6 +162,8 @@ class FileEngine(Engine):
             self._opened.sealer.stop()
             self._opened.lookups.refuse()
             self._opened.files.refuse()
+            if self._opened.follower is not None:
+                self._opened.follower.stop()
             self._closing = self._opened.thread.submit_aside(self._close, self._opened)
             self._opened.thread.shutdown(wait=False)
         cancelled = await until_done(self._closing)
@@ -212,7 +217,10 @@ class FileEngine(Engine):
     async def commits_after(self, after: int) -> Sequence[Commit]:
         opened = self._held()
         if opened.index.head.event_id <= after:
-            await self._following().advance()
+            await asyncio.sleep(0)  # news that are in memory, one after another, must not keep the loop to themselves
+            news = await self._following().advance()
+            if news is not None and news.lines[0].event_id == after + 1:
+                return commits_of(news.lines)
         return await opened.pages.commits(after) if opened.index.head.event_id > after else ()
 
     async def changed(self, after: int) -> None:
@@ -225,6 +233,9 @@ class FileEngine(Engine):
 
     async def facts(self, question: Question) -> Facts:
         opened = self._held()
+        if opened.follower is not None:  # what another process was told is stored is seen here, too
+            await opened.follower.catch_up()
+            self._held()
         pages, head = opened.pages, opened.index.head.event_id
         versions = {stream_id: await pages.version(stream_id, head) for stream_id in question.streams}
         stored = match = None

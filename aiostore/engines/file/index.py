@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -144,6 +144,28 @@ class Index:
         place = self.sources.index(old[0])
         assert list(self.sources[place : place + len(old)]) == list(old), "they are neighbours"
         self.sources = (*self.sources[:place], *new, *self.sources[place + len(old) :])
+
+    def segments_between(self, first_event_id: int, last_event_id: int) -> Sequence[Segment]:
+        """The segments that begin with one of these events."""
+        return self.segments[bisect_left(self._firsts, first_event_id) : bisect_right(self._firsts, last_event_id)]
+
+    def adopt(self, run: Run, segments: Sequence[Segment], head: Head) -> None:
+        """Take in a run that goes beyond the head, in the place of the sources from its beginning on.
+
+        ``segments`` are those of the run, the first of which may be here already. The next is then to be added.
+        """
+        known = self.segments_between(run.first_event_id, run.last_event_id)
+        for mine, sealed in zip(known, segments, strict=False):
+            mine.places = run
+            mine.last_event_id = sealed.last_event_id
+            mine.end = sealed.end
+        for sealed in segments[len(known) :]:
+            sealed.places = run
+            self._add(sealed)
+        place = sum(source.first_event_id < run.first_event_id for source in self.sources)
+        self.sources = (*self.sources[:place], run)
+        self.versions = Recent(VERSIONS_MAX)  # of what was not decoded, none are known
+        self.head = head
 
     def close(self) -> None:
         """Close what is held open, after the last read has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
@@ -36,6 +37,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
 NETWORK_FUSE = frozenset(
     ("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.juicefs")
 )
+NOTHING_TO_SYNC = frozenset({errno.EINVAL, errno.EROFS, errno.ENOTSUP})
+"""What a file system says that is only read, where it does not just succeed."""
+
 DAMAGES_LOGGED_MAX = 10
 
 
@@ -197,6 +201,33 @@ class _Rebuilding:
             run.close()
 
 
+def _synced(disk: Disk, directory: str, names: Sequence[str]) -> bool:
+    """Have the newest segment on the device, and read from there; False where that cannot be.
+
+    What a writer that died had not synced may be taken back: by a power loss, or where its sync had failed, by the next
+    writer. No reader may have seen it by then.
+    """
+    segments = [name for name in names if segment_first(name)]
+    if not segments:
+        return True
+    path = f"{directory}/{segments[-1]}"
+    try:
+        file = disk.open_read(path)
+        try:
+            try:
+                disk.sync(file)
+            except OSError as error:
+                if error.errno not in NOTHING_TO_SYNC:
+                    raise
+            disk.drop_cache(file)
+        finally:
+            disk.close(file)
+    except OSError as error:
+        _log.warning("%s cannot be synced: only what is known to be durable is read: %s", path, error)
+        return False
+    return True
+
+
 def open_to_read(
     disk: Disk,
     directory: str,
@@ -213,7 +244,7 @@ def open_to_read(
     manifest = read_manifest(disk, directory)
     check_format(manifest, directory, writing=False)
     lock = f"{directory}/{LOCK_NAME}"
-    watching = writer_lives(disk, lock)
+    watching = writer_lives(disk, lock) or not _synced(disk, directory, names)
     runs, _ = open_runs(disk, directory, manifest.store_id, Blocks() if blocks is None else blocks)
     with ExitStack() as undo:
         for run in runs:

@@ -127,27 +127,30 @@ class PageReader:
     async def commits(self, after: int) -> list[Commit]:
         """The next whole commits above ``after``, as far as a page goes; one that is larger is cut."""
         pieces = await self._ask(runs_up, self._index, after + 1, self._index.head.event_id)
-        commits: list[Commit] = []
         lines: list[Line] = []
-        size = 0
         read, error = await self._files.read_all(pieces)
         if error is not None and not read:
             raise _unreadable(pieces[0], error) from error
         for piece, texts in zip(pieces, read, strict=False):
             try:
-                decoded = decode_lines(texts, [piece.segment.seed] * len(texts), piece.ids)
-            except Damaged as damaged:
-                ids = piece.ids
-                raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), ids[0], ids[-1]) from damaged
-            for line in decoded:
-                lines.append(line)
-                size += LINE_BYTES_MIN + len(memoryview(line.data))
-                if not line.more:
-                    commits.append(_commit(lines, size))
-                    lines, size = [], 0
-        if lines and not commits:
-            commits.append(_commit(lines, size))
-        return commits
+                lines += decode_lines(texts, [piece.segment.seed] * len(texts), piece.ids)
+            except Damaged:
+                return await self._commits_before_damage([*(line.event_id for line in lines), *piece.ids])
+        return commits_of(lines)
+
+    async def _commits_before_damage(self, ids: Sequence[int]) -> list[Commit]:
+        """The whole commits that come before the damage, read one by one; where there are none, it is raised."""
+        lines: list[Line] = []
+        for event_id in ids:
+            try:
+                lines.append(await self._line(event_id))
+            except StoreCorrupt:
+                while lines and lines[-1].more:
+                    lines.pop()
+                if not lines:
+                    raise
+                break
+        return commits_of(lines)
 
     # --- pages ---
 
@@ -329,7 +332,20 @@ def _unreadable(piece: Piece, error: OSError) -> EngineUnavailable | StoreCorrup
     return StoreCorrupt(path, start, f"cannot be read: {error}", min(piece.ids), max(piece.ids))
 
 
-def _commit(lines: Sequence[Line], size: int) -> Commit:
+def commits_of(lines: Sequence[Line]) -> list[Commit]:
+    """The whole commits that the lines begin with; where the first does not end in them, what there is of it."""
+    commits: list[Commit] = []
+    first = 0
+    for place, line in enumerate(lines):
+        if not line.more:
+            commits.append(_commit(lines[first : place + 1]))
+            first = place + 1
+    if lines and not commits:
+        commits.append(_commit(lines))
+    return commits
+
+
+def _commit(lines: Sequence[Line]) -> Commit:
     events = [
         Event(
             line.event_id,
@@ -343,6 +359,7 @@ def _commit(lines: Sequence[Line], size: int) -> Commit:
         )
         for line in lines
     ]
+    size = sum([LINE_BYTES_MIN + len(memoryview(line.data)) for line in lines])
     return Commit(events, lines[0].key, size)
 
 

@@ -41,7 +41,7 @@ def runs_up(index: Index, first: int, last: int) -> list[Piece]:
         segment = index.segment_of(first)
         starts = segment.starts(first, min(last, segment.last_event_id, first + PAGE_LINES_MAX))
         count = bisect_right(starts, starts[0] + budget) - 1
-        if count == 0:
+        if count <= 0:  # below it, a larger event came last in the segment before
             if pieces:
                 break
             count = 1
