@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiostore.engines.file.disk import Disk, Watch
+from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.watch import Watch
 
 SECTOR_BYTES = 512
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from aiostore import Event
+from aiostore import Event, EventStore, Subscription
 from aiostore.engine import FIRST_TIMESTAMP, Commit, Engine, Head, Plan
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.engine import FileEngine
@@ -119,3 +120,25 @@ class Following:
 
     async def aclose(self) -> None:
         await self.engine.aclose()
+
+
+DEADLINE_S = 30.0
+"""Longer, and something is stuck."""
+
+
+def reader_of(path: Any, disk: Disk | None = None, **options: Any) -> EventStore:
+    """A store that reads, on a disk of the test's."""
+    return EventStore(FileEngine(path, mode="r", disk=disk, **options))
+
+
+async def take(events: Subscription, count: int) -> list[int]:
+    """The ids of the next events."""
+    async with asyncio.timeout(DEADLINE_S):
+        return [(await anext(events)).event_id for _ in range(count)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what others do."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 (there is nothing to wait for but what is seen)
+            await asyncio.sleep(0.001)

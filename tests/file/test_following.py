@@ -370,6 +370,22 @@ async def test_too_many_open_files_pass() -> None:
     assert disk.held == 0
 
 
+@pytest.mark.parametrize("event_id", [1, 3, 4, 5])
+async def test_damage_to_what_was_indexed_before_it_was_handed_on(event_id: int) -> None:
+    """A read had taken it in; what comes before is handed on all the same."""
+    log = HandWritten()
+    follower = await Following.open(disk=log.disk)
+    log.write(counted(1), counted(2), counted(2))
+    assert (await follower.engine.facts(Question())).head == 5
+    start = damaged(log, event_id)
+    with pytest.raises(StoreCorrupt) as caught:
+        await follower.look()
+    assert (caught.value.offset, caught.value.first_event_id) == (start, event_id)
+    assert follower.position == (0 if event_id == 1 else 1 if event_id == 3 else 3)
+    await follower.aclose()
+    assert log.disk.held == 0
+
+
 # --- questions and reads ---
 
 

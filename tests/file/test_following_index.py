@@ -16,8 +16,7 @@ from aiostore.engines.file.index import Part
 from aiostore.engines.file.segment import OPEN_FILES_MAX
 from tests.file.disks import WatchedRealDisk
 from tests.file.driver import counted, everything, started
-from tests.file.followed import Following
-from tests.file.test_following_live import until
+from tests.file.followed import Following, until
 
 
 def parts_of(engine: Engine) -> int:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, ParamSpec, TypeVar
 from aiostore.engine import Head
 from aiostore.engines.file.behind import Ended, News, look_behind, whole_commits
 from aiostore.engines.file.blocks import Blocks
-from aiostore.engines.file.disk import Disk, OpenFile, Watch
+from aiostore.engines.file.disk import Disk, OpenFile
 from aiostore.engines.file.format import HEAD_NAME, MANIFEST_NAME, Damaged
 from aiostore.engines.file.head import HEAD_BYTES, decode_head
 from aiostore.engines.file.index import Index, Part
@@ -23,6 +23,7 @@ from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_format import run_first
 from aiostore.engines.file.sealed import check_run
 from aiostore.engines.file.segment import Segment
+from aiostore.engines.file.watch import Watch
 from aiostore.errors import EngineUnavailable, StoreClosed, StoreCorrupt
 
 P = ParamSpec("P")
@@ -289,8 +290,7 @@ class Follower:
         Only in `advance`: the last segment becomes another.
         """
         index = self._index
-        begins = any(run.first_event_id == source.first_event_id for source in index.sources)
-        if not begins or run.last_event_id > durable or index.damages:
+        if run.last_event_id > durable or index.damages:
             return
         segments = [Segment(self._directory, index.store_id, sealed.first_event_id) for sealed in run.segments]
         try:
@@ -298,8 +298,11 @@ class Follower:
         except (Damaged, OSError) as error:
             self._report(f"{run.path} does not fit: {error}")
             return
+        begins = any(run.first_event_id == source.first_event_id for source in index.sources)
         known = index.segments_between(run.first_event_id, run.last_event_id)
-        if [segment.first_event_id for segment in known] == [each.first_event_id for each in segments[: len(known)]]:
+        if begins and [mine.first_event_id for mine in known] == [
+            each.first_event_id for each in segments[: len(known)]
+        ]:
             index.adopt(run, segments, Head(last.event_id, last.timestamp))
             index.add_segment(Segment(self._directory, index.store_id, last.event_id + 1))
 
