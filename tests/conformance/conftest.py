@@ -12,6 +12,8 @@ from blockbuster import blockbuster_ctx
 def nothing_blocks() -> Iterator[None]:
     """Files, sockets, locks and sleeps that the library waits for in the loop raise `BlockingError`."""
     with blockbuster_ctx("aiostore") as found:
-        for function in found.functions.values():  # asyncpg looks for a file of passwords when it connects
+        for function in found.functions.values():
+            # asyncpg looks for a file of passwords when it connects; asyncinotify reads what is there already.
             function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
+            function.can_block_in("asyncinotify/__init__.py", {"_get"})
         yield
