@@ -15,7 +15,7 @@ from aiostore.engines.file.index import Index
 from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.opening import Options, Writer, open_to_write
 from aiostore.engines.file.pages import PageReader
-from aiostore.engines.file.segment import SegmentFiles
+from aiostore.engines.file.segment_files import SegmentFiles
 from aiostore.errors import StoreCorrupt
 from aiostore.events import NO_METADATA, Event
 

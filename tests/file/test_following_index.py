@@ -13,7 +13,7 @@ from aiostore.engine import Engine, Question
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.file.index import Part
-from aiostore.engines.file.segment import OPEN_FILES_MAX
+from aiostore.engines.file.segment_files import OPEN_FILES_MAX
 from tests.file.disks import WatchedRealDisk
 from tests.file.driver import counted, everything, started
 from tests.file.followed import Following, until

@@ -20,7 +20,7 @@ from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.opening import Options, Writer, check_place, open_to_read, open_to_write
 from aiostore.engines.file.pages import PageReader, commits_of
 from aiostore.engines.file.sealing import Sealer
-from aiostore.engines.file.segment import SegmentFiles
+from aiostore.engines.file.segment_files import SegmentFiles
 from aiostore.engines.file.state import Row, StateFile
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreClosed, StoreCorrupt
 from aiostore.events import Event

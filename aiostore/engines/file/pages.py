@@ -21,7 +21,7 @@ from aiostore.engines.file.gaps import Gaps
 from aiostore.engines.file.index import Index
 from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.pieces import Piece, runs_down, runs_up, scattered
-from aiostore.engines.file.segment import SegmentFiles
+from aiostore.engines.file.segment_files import SegmentFiles
 from aiostore.engines.postings import (
     Kind,
     StreamPlaces,

@@ -1,0 +1,178 @@
+"""The segments' files, opened for reading, and the lines of pieces read from them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.format import lines_of
+from aiostore.engines.file.pieces import Piece, Spans
+from aiostore.engines.file.segment import Segment
+from aiostore.errors import StoreClosed
+
+GAP_BYTES = 1024
+"""Lines so near to each other are read at once."""
+
+NOWAIT_BYTES_MAX = 1024 * 1024
+"""More than this is not copied in the loop."""
+
+OPEN_FILES_MAX = 256
+"""So many segments are held open for reading."""
+
+
+class _Open:
+    __slots__ = ("file", "users")
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self.users = 0
+
+
+class SegmentFiles:
+    """The segments' files, opened for reading when they are first read; the least recently used are closed again.
+
+    A read is tried in the loop, where it takes only what is in memory already, and else done on the reading threads.
+    """
+
+    def __init__(self, disk: Disk, threads: Executor, open_max: int = OPEN_FILES_MAX) -> None:
+        self._disk = disk
+        self._threads = threads
+        self._open_max = open_max
+        self._mutex = threading.Lock()
+        self._opened: OrderedDict[int, _Open] = OrderedDict()
+        self._refusing = False
+
+    async def read_all(self, pieces: Sequence[Piece]) -> tuple[list[list[bytes]], OSError | None]:
+        """The lines of each piece, without their newlines; where one cannot be read, those before it, and the error.
+
+        Cancellation leaves nothing behind. Raises `StoreClosed` after `refuse`.
+        """
+        if self._refusing:
+            raise StoreClosed
+        read: list[list[bytes]] = []
+        error = self._read_nowait(pieces, read)
+        if error is None and len(read) < len(pieces):
+            loop = asyncio.get_running_loop()
+            error = await loop.run_in_executor(self._threads, self._read_waiting, pieces[len(read) :], read)
+        return read, error
+
+    def _read_nowait(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
+        """Read as many as are in memory."""
+        for piece in pieces:
+            if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
+                return None
+            opened = self._take(piece.segment.first_event_id)
+            if opened is None:
+                return None
+            try:
+                lines = _lines(self._disk.read_each_nowait, opened.file, piece)
+            except OSError as error:
+                return error
+            finally:
+                self._give_back(opened)
+            if lines is None:
+                return None
+            read.append(lines)
+        return None
+
+    def _read_waiting(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
+        for piece in pieces:
+            try:
+                opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
+                try:
+                    lines = _lines(self._disk.read_each, opened.file, piece)
+                finally:
+                    self._give_back(opened)
+            except OSError as error:
+                return error
+            assert lines is not None, "it waits"
+            read.append(lines)
+        return None
+
+    def _take(self, first_event_id: int) -> _Open | None:
+        with self._mutex:
+            opened = self._opened.get(first_event_id)
+            if opened is not None:
+                opened.users += 1
+                self._opened.move_to_end(first_event_id)
+            return opened
+
+    def _open(self, segment: Segment) -> _Open:
+        mine = _Open(self._disk.open_read(segment.path))
+        with self._mutex:
+            opened = self._opened.setdefault(segment.first_event_id, mine)
+            opened.users += 1
+        if opened is not mine:
+            self._disk.close(mine.file)
+        return opened
+
+    def _give_back(self, opened: _Open) -> None:
+        with self._mutex:
+            opened.users -= 1
+            superfluous = []
+            if len(self._opened) > self._open_max:
+                idle = [first for first, other in self._opened.items() if not other.users]
+                superfluous = [self._opened.pop(first) for first in idle[: len(self._opened) - self._open_max]]
+        for other in superfluous:
+            self._disk.close(other.file)
+
+    def refuse(self) -> None:
+        """Begin no further read, before the threads are shut down; a read of several pieces may come for the next."""
+        self._refusing = True
+
+    def close(self) -> None:
+        """Close all files; after `refuse`, and after the last read has ended."""
+        with self._mutex:
+            opened = list(self._opened.values())
+            self._opened.clear()
+        for each in opened:
+            self._disk.close(each.file)
+
+    def abandon(self) -> None:
+        """Close all files in a forked child, where the mutex may be held by a thread that is not there."""
+        self._mutex = threading.Lock()
+        self.close()
+
+
+Read = Callable[[int, Spans], list[bytes] | None]
+
+
+def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
+    """The lines of the piece, without their newlines; None where a read gives none."""
+    if piece.spans is None:
+        data = read(file, [(piece.start, piece.end)])
+        return None if data is None else lines_of(data[0])
+    groups = _grouped(piece.spans)
+    data = read(file, groups)
+    if data is None:
+        return None
+    if len(groups) == len(piece.spans):
+        return [line[:-1] for line in data]
+    lines: list[bytes] = []
+    place, group = -1, (0, -1)
+    for start, end in piece.spans:
+        if not group[0] <= start < group[1]:
+            place += 1
+            group = groups[place]
+        lines.append(data[place][start - group[0] : end - group[0] - 1])
+    return lines
+
+
+def _grouped(spans: Spans) -> Spans:
+    """What to read for lines that go up or down: those near to each other at once."""
+    groups: list[tuple[int, int]] = []
+    low, high = spans[0]
+    for start, end in spans:
+        if start > high + GAP_BYTES or end < low - GAP_BYTES:
+            groups.append((low, high))
+            low, high = start, end
+        elif start < low:
+            low = start
+        elif end > high:
+            high = end
+    groups.append((low, high))
+    return groups
