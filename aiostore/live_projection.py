@@ -129,7 +129,8 @@ class LiveProjection(Projection[S], AsyncResource):
         return self._turn.mine or (self._listeners is not None and self._listeners.calls_this_context())
 
     def _refuse_in_handler(self, what: str) -> None:
-        self._listeners = self._store._followed().listeners
+        _, fanout = self._store._parts()
+        self._listeners = fanout.listeners
         if self._in_handler():
             raise RuntimeError(f"{what} inside a handler would wait for that handler; call it from a task of its own")
 
@@ -207,7 +208,7 @@ class LiveProjection(Projection[S], AsyncResource):
             while True:
                 before = self.position
                 await self._read_on()
-                fanout = self._store._followed()  # the store may have been closed meanwhile
+                _, fanout = self._store._parts()  # the store may have been closed meanwhile
                 if self._entry is None:
                     raise self._stopped("it was closed")
                 behind = fanout.head - self.position

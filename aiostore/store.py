@@ -192,22 +192,14 @@ class EventStore(AsyncResource):
         self._check_loop()
 
     def _check_append(self) -> None:
-        self._check_writer("it takes no appends")
+        self._check()
+        if self._engine.read_only:
+            raise EngineUnsupported(f"{self._engine.location} was opened with mode='r': it takes no appends")
 
     def _parts(self) -> tuple[Engine, Fanout]:
         """What the layer above builds on, checked as every call is."""
         self._check()
         return self._engine, self._fanout
-
-    def _followed(self) -> Fanout:
-        """What is published; checked as every call is."""
-        self._check()
-        return self._fanout
-
-    def _check_writer(self, otherwise: str) -> None:
-        self._check()
-        if self._engine.read_only:
-            raise EngineUnsupported(f"{self._engine.location} was opened with mode='r': {otherwise}")
 
     async def append(
         self,
@@ -376,7 +368,7 @@ class EventStore(AsyncResource):
         without a step it becomes ``"catch_up"``); ``"fail"`` raises `SlowSubscriber`. ``on_live(subscription)``, plain
         or async, is called each time it has come from history to live and handed out all there was.
         """
-        fanout = self._followed()
+        _, fanout = self._parts()
         if after is not END:
             after = check_number("after", after, 0)
         if on_live is not None and not callable(on_live):
@@ -398,7 +390,7 @@ class EventStore(AsyncResource):
         commit in hand. A handler that raises gets nothing more: the error is logged and kept on the `Listener`, the
         append succeeds, and the others get the commit. A handler must not wait for another task's append.
         """
-        fanout = self._followed()
+        _, fanout = self._parts()
         return fanout.listeners.add(handler, wait=wait, head=fanout.head)
 
     def __repr__(self) -> str:

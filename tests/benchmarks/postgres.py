@@ -34,6 +34,7 @@ from .contest import (
 )
 from .eventsourcing_peer import EventsourcingStore
 from .postgres_peers import BareBatches, BareStore, drop_schema, open_eventsourcing
+from .reading import by_batches, one_by_one
 from .umadb_peer import UmadbStore
 
 Append = Callable[[int], Awaitable[object]]
@@ -193,16 +194,6 @@ def replay(opener: Opener, events_count: int) -> Contest:
                 yield store
 
         return opened
-
-    async def one_by_one(store: EventStore) -> int:
-        paid = [event.data["paid"] async for event in store.read_all()]
-        return len(paid)
-
-    async def by_batches(store: EventStore) -> int:
-        paid: list[bool] = []
-        async for batch in store.read_all().batches():
-            paid += [event.data["paid"] for event in batch]
-        return len(paid)
 
     async def bare(store: BareStore) -> int:
         paid: list[bool] = []

@@ -162,7 +162,7 @@ async def test_making_everything_anew_is_told_and_takes_bounded_memory_and_files
     model = await sealed_store(disk, count=400)
     before = disk.files()
     monkeypatch.setattr(opening, "PROGRESS_SECONDS", -1.0)
-    monkeypatch.setattr(opening, "RUNS_OPEN_MAX", 8)
+    monkeypatch.setattr(sealed, "RUNS_OPEN_MAX", 8)
     parts: list[int] = []
     original = sealed.seal
 

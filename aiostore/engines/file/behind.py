@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate, islice
 from typing import NamedTuple
 
-import msgspec
-
 from aiostore.engines.file.disk import Disk, OpenFile
-from aiostore.engines.file.format import Line, checksum_holds, decode_line, segment_name
+from aiostore.engines.file.format import Damaged, Line, decode_checked_line, segment_name
 from aiostore.engines.file.scan import CHUNK_BYTES, take_valid
 from aiostore.engines.file.segment import Segment
 from aiostore.errors import StoreCorrupt
@@ -116,11 +114,9 @@ def _take_singly(texts: Sequence[bytes], segment: Segment) -> tuple[list[Line], 
 
 
 def _decoded(text: bytes, seed: int) -> Line | None:
-    if not checksum_holds(text, seed):
-        return None
     try:
-        return decode_line(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return decode_checked_line(text, seed)
+    except Damaged:
         return None
 
 

@@ -15,7 +15,6 @@ from uuid import uuid4
 
 from aiostore.engine import Head
 from aiostore.engines.file.blocks import Blocks
-from aiostore.engines.file.compaction import next_merge
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, MANIFEST_NAME, segment_first
 from aiostore.engines.file.head import HeadFile
@@ -25,7 +24,7 @@ from aiostore.engines.file.log import Log
 from aiostore.engines.file.manifest import check_format, create_manifest, has_store, make_directories, read_manifest
 from aiostore.engines.file.recovery import repair, survey
 from aiostore.engines.file.run import Run, RunDamaged
-from aiostore.engines.file.sealed import RUNS_OPEN_MAX, merge, open_runs, seal
+from aiostore.engines.file.sealed import merge, open_runs, seal, too_many
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreCorrupt
 
 _log = logging.getLogger("aiostore")
@@ -160,11 +159,10 @@ class _Rebuilding:
         try:
             run = seal(self._disk, self._directory, self._store_id, part, self._blocks, self._going_on)
             self._take(index, [part], run)
-            runs = runs_of(index)
-            if len(runs) > RUNS_OPEN_MAX and (following := next_merge(runs)) is not None:
-                old = runs[following]
-                made = merge(self._disk, self._directory, self._store_id, old, self._blocks, self._going_on)
-                self._take(index, old, made)
+            runs = too_many(index)
+            if runs:
+                made = merge(self._disk, self._directory, self._store_id, runs, self._blocks, self._going_on)
+                self._take(index, runs, made)
         except RunDamaged:
             pass  # it is mended when it is merged beside the open store
         except OSError as error:
@@ -191,7 +189,7 @@ class _Rebuilding:
             if run not in index.sources:
                 run.close()
                 self._useless.append(run.path)
-        for path in {*self._useless} - {run.path for run in index.sources if isinstance(run, Run)}:
+        for path in {*self._useless} - {run.path for run in runs_of(index)}:
             with suppress(OSError):
                 self._disk.remove(path)
 

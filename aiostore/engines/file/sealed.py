@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from aiostore.engines.file.blocks import Blocks
-from aiostore.engines.file.compaction import choose_runs
+from aiostore.engines.file.compaction import choose_runs, next_merge
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import Damaged, Line, checksum_holds, decode_checked_line
-from aiostore.engines.file.index import Part
+from aiostore.engines.file.index import Index, Part, runs_of
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_format import is_temporary, run_first
 from aiostore.engines.file.run_writer import Pause, SealedSegment, build_run, give_way, merge_runs
@@ -110,6 +110,13 @@ def seal(disk: Disk, directory: str, store_id: str, part: Part, blocks: Blocks, 
         sealed.append(SealedSegment(segment.first_event_id, segment.end, crc, segment.places.starts, postings))
         postings = []  # those of the whole part stand with its first segment
     return Run.open(disk, build_run(disk, directory, store_id, sealed, pause), store_id, blocks)
+
+
+def too_many(index: Index) -> Sequence[Run]:
+    """The runs to merge before another part gets its index, while one is made anew; none while few are open."""
+    runs = runs_of(index)
+    following = next_merge(runs) if len(runs) > RUNS_OPEN_MAX else None
+    return () if following is None else runs[following]
 
 
 def merge(

@@ -18,7 +18,7 @@ from aiostore.engines.file.index import Index, Part, runs_of
 from aiostore.engines.file.recovery import scan_again
 from aiostore.engines.file.run import Run, RunDamaged
 from aiostore.engines.file.run_writer import give_way
-from aiostore.engines.file.sealed import RUNS_OPEN_MAX, merge, seal
+from aiostore.engines.file.sealed import merge, seal, too_many
 from aiostore.errors import EngineUnavailable, StoreClosed, StoreCorrupt
 
 _log = logging.getLogger("aiostore")
@@ -204,9 +204,9 @@ class Sealer:
                 kept += 1
                 if kept > PARTS_WAITING_MAX:
                     raise
-            runs = runs_of(index)
-            if len(runs) > RUNS_OPEN_MAX and (following := next_merge(runs)) is not None:
-                index.exchange(runs[following], self._merge(runs[following]))
+            runs = too_many(index)
+            if runs:
+                index.exchange(runs, self._merge(runs))
 
         return scan_again(
             self._disk, self._directory, self._store_id, run, self._index.part_bytes_min, self._check, sealed
