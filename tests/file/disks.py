@@ -106,15 +106,15 @@ class MemoryDisk(Disk):
     def open_write(self, path: str, *, exclusive: bool = False) -> int:
         return self._hand_out(self._created(path, exclusive))
 
-    def open_append(self, path: str, *, synced: bool) -> int:
+    def open_log(self, path: str, *, synced: bool) -> int:
         return self._hand_out(self._created(path))
 
     def close(self, file: int) -> None:
         del self._opened[file]
         self._locked.pop(file, None)
 
-    def append(self, file: int, data: memoryview, *, synced: bool) -> int:
-        self._put(file, bytes(data), len(self._opened[file].data))
+    def write_log(self, file: int, data: memoryview, offset: int, *, synced: bool) -> int:
+        self._put(file, bytes(data), offset)
         if synced:
             self._opened[file].sync()
         return len(data)
@@ -245,7 +245,7 @@ def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name in {*CALLS} & {*vars(MemoryDisk)}:
     setattr(MemoryDisk, _name, _one_at_a_time(vars(MemoryDisk)[_name]))
-CHANGES = ["append", "open_append", "open_write", "replace", "sync", "sync_directory", "truncate", "write_at"]
+CHANGES = ["open_log", "open_write", "replace", "sync", "sync_directory", "truncate", "write_at", "write_log"]
 
 
 class Calls:
@@ -328,8 +328,8 @@ def _watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: WatchedDisk | WatchedRealDisk, *args: Any, **kwargs: Any) -> Any:
         if hasattr(self, "calls"):
             self.calls(name)
-            if name == "append" and self.calls.append_bytes_max is not None:
-                args = (args[0], args[1][: self.calls.append_bytes_max])
+            if name == "write_log" and self.calls.append_bytes_max is not None:
+                args = (args[0], args[1][: self.calls.append_bytes_max], args[2])
         return original(self, *args, **kwargs)
 
     return call

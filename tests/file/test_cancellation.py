@@ -42,8 +42,8 @@ async def until_held(disk: WatchedDisk | WatchedRealDisk) -> None:
     assert await asyncio.to_thread(disk.calls.wait_until_held)
 
 
-ROLL = ["sync", "write_at", "open_append", "sync_directory"]
-"""The changes of a roll; `append` follows."""
+ROLL = ["sync", "write_at", "open_log", "sync_directory"]
+"""The changes of a roll; `write_log` follows."""
 
 
 @pytest.mark.parametrize("cancels", [1, 3])
@@ -75,7 +75,7 @@ async def test_cancelled_at_each_change_of_a_commit_that_rolls(step: int, cancel
         assert attempt.cancelling == cancels, "counted as often as it came"
     made = [name for name in disk.calls.made[begun:] if name in CHANGES]
     assert made[:4] == ROLL, "what a roll is made of"
-    assert made[4:] == ([] if step < 4 else ["append"])
+    assert made[4:] == ([] if step < 4 else ["write_log"])
     await driver.commit(counted(1, "after"))
     events = await everything(engine)
     assert [event.stream_id for event in events] == ["s", "s", *(["t", "t"] if attempt.stored else []), "after"]
@@ -100,7 +100,7 @@ async def test_a_cancellation_during_a_roll_that_fails_is_not_lost() -> None:
         except asyncio.CancelledError:
             cancelled = True
 
-    disk.calls.fail("open_append", errno.ENOSPC)
+    disk.calls.fail("open_log", errno.ENOSPC)
     with disk.calls.hold():
         task = asyncio.create_task(committing())
         await until_held(disk)
@@ -145,7 +145,7 @@ async def test_a_commit_that_waits_for_the_thread_is_not_begun_when_cancelled() 
         assert not attempt.stored
     await asyncio.wrap_future(busy)
     driver.head, driver.versions = head, versions
-    assert "append" not in disk.calls.made[-2:]
+    assert "write_log" not in disk.calls.made[-2:]
     await driver.commit(counted(1))
     assert len(await everything(engine)) == 2
     await engine.aclose()

@@ -39,7 +39,7 @@ async def test_short_writes_are_gone_on_with(durability: str) -> None:
     assert await everything(engine) == events
     await engine.aclose()
     assert stored(disk) == events
-    assert disk.calls.made.count("append") > 50
+    assert disk.calls.made.count("write_log") > 50
 
 
 @pytest.mark.parametrize("durability", ["fsync", "os"])
@@ -50,11 +50,13 @@ async def test_no_room_leaves_the_store_as_it_was(number: int, at: int, durabili
     engine, driver = await started("/s", disk, durability=durability)
     await driver.commit(counted(2))
     before, events = disk.files(), await everything(engine)
+    before["/s/00000000000000000001.jsonl"] = before["/s/00000000000000000001.jsonl"].rstrip(b"\n") + b"\n"
     disk.calls.append_bytes_max = 100
     for _ in range(2):
-        disk.calls.fail("append", number, at=at)
+        disk.calls.fail("write_log", number, at=at, times=10)  # also where it is tried without prepared space
         with pytest.raises(StoreFull, match="nothing was stored"):
             await driver.commit(counted(4, "t"), ("key", counted(1)))
+        disk.calls.heal()
         assert disk.files() == before
         assert disk.calls.made[-2:] == ["truncate", "sync"], "a retry must not mix with the old tail"
         assert await everything(engine) == events
@@ -75,15 +77,15 @@ async def test_a_failed_write_is_final(fault: str) -> None:
     events = await everything(engine)
     if fault == "write":
         disk.calls.append_bytes_max = 100
-        disk.calls.fail("append", errno.EIO, at=2)
+        disk.calls.fail("write_log", errno.EIO, at=2)
     elif fault == "undo":
-        disk.calls.fail("append", errno.ENOSPC)
+        disk.calls.fail("write_log", errno.ENOSPC)
         disk.calls.fail("truncate", errno.ENOSPC)
     elif fault == "sync after undo":
-        disk.calls.fail("append", errno.ENOSPC)
+        disk.calls.fail("write_log", errno.ENOSPC)
         disk.calls.fail("sync", errno.ENOSPC)
     else:
-        disk.append = lambda *_, **__: 1 // 0  # type: ignore[method-assign]
+        disk.write_log = lambda *_, **__: 1 // 0  # type: ignore[method-assign]
     with pytest.raises(StoreFailed, match="open it anew"):
         await driver.commit(counted(2))
     disk.calls.heal()
@@ -101,7 +103,7 @@ async def test_a_failed_write_is_final(fault: str) -> None:
 async def test_nothing_written_is_an_error_not_an_endless_loop() -> None:
     disk = WatchedDisk()
     engine, driver = await started("/s", disk)
-    disk.append = lambda *_, **__: 0  # type: ignore[method-assign]
+    disk.write_log = lambda *_, **__: 0  # type: ignore[method-assign]
     with pytest.raises(StoreFailed, match="nothing was written"):
         await driver.commit(counted(1))
     await engine.aclose()
@@ -113,10 +115,10 @@ async def test_no_room_for_the_next_segment_can_be_retried(durability: str) -> N
     engine, driver = await started("/s", disk, durability=durability, segment_bytes=100)
     await driver.commit(counted(2))
     for _ in range(2):
-        disk.calls.fail("open_append", errno.ENOSPC)
+        disk.calls.fail("open_log", errno.ENOSPC)
         with pytest.raises(StoreFull):
             await driver.commit(counted(1))
-    disk.calls.fail("append", errno.ENOSPC)
+    disk.calls.fail("write_log", errno.ENOSPC)
     with pytest.raises(StoreFull):
         await driver.commit(counted(1))
     await driver.commit(counted(1))

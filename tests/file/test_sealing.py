@@ -205,6 +205,21 @@ async def test_a_segment_that_cannot_be_read_now_leaves_a_damaged_run_not_availa
     assert disk.held == 0
 
 
+@pytest.mark.parametrize("when", ["open", "closing", "closed"])
+async def test_what_is_put_aside_is_done_whenever_that_is(when: str) -> None:
+    """A run that nothing refers to any more is closed so: its file must not stay open."""
+    done: list[str] = []
+    engine, _ = await started("/s", MemoryDisk(), **SMALL)
+    blocks = engine._blocks
+    if when == "closed":
+        await engine.aclose()
+    blocks.aside(lambda: done.append(when))
+    if when == "open":
+        await settled(engine)
+    await engine.aclose()
+    assert done == [when]
+
+
 async def test_a_segment_that_is_damaged_before_it_is_sealed_does_not_keep_the_next_ones_from_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -117,14 +117,14 @@ class RestlessDisk(Disk):
         self._chance = chance
         self._full_every = full_every
 
-    def open_append(self, path: str, *, synced: bool) -> int:
-        return super().open_append(path, synced=False)
+    def open_log(self, path: str, *, synced: bool) -> int:
+        return super().open_log(path, synced=False)
 
-    def append(self, file: int, data: memoryview, *, synced: bool) -> int:
+    def write_log(self, file: int, data: memoryview, offset: int, *, synced: bool) -> int:
         if self._full_every and self._chance.randrange(self._full_every) == 0:
-            super().append(file, data[: len(data) // 2], synced=False)
+            super().write_log(file, data[: len(data) // 2], offset, synced=False)
             raise OSError(errno.ENOSPC, "so it was chosen")
-        return super().append(file, data[: self._chance.randrange(len(data)) + 1], synced=False)
+        return super().write_log(file, data[: self._chance.randrange(len(data)) + 1], offset, synced=False)
 
     def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
         return None if self._chance.randrange(2) else super().read_each_nowait(file, spans)

@@ -51,18 +51,18 @@ class Disk:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
         return os.open(path, flags, 0o600)
 
-    def open_append(self, path: str, *, synced: bool) -> int:
-        """Open a file for writing at its end, each write synced if asked for; create it with mode 0600."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    def open_log(self, path: str, *, synced: bool) -> int:
+        """Open a file for `write_log`, each write synced if asked for; create it with mode 0600."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         return os.open(path, flags | (os.O_DSYNC if synced and not _DARWIN else 0), 0o600)
 
     def close(self, file: int) -> None:
         """Close the file."""
         os.close(file)
 
-    def append(self, file: int, data: memoryview, *, synced: bool) -> int:
-        """Write at the end of a file opened for it; says how many bytes, maybe fewer than given."""
-        written = os.write(file, data)
+    def write_log(self, file: int, data: memoryview, offset: int, *, synced: bool) -> int:
+        """Write at the offset in a file opened for it; says how many bytes, maybe fewer than given."""
+        written = os.pwrite(file, data, offset)
         if synced and _DARWIN:
             self.sync(file)  # O_DSYNC leaves the data in the drive's cache there
         return written

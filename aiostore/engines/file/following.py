@@ -246,8 +246,8 @@ class Follower:
             return None
         file = self._tail[1].file
         try:
-            size = self._disk.size(file) - segment.end
-            data = self._disk.read_nowait(file, size, segment.end) if 0 < size <= NOWAIT_BYTES else None
+            size = min(self._disk.size(file) - segment.end, NOWAIT_BYTES)
+            data = self._disk.read_nowait(file, size, segment.end) if size > 0 else None
         except OSError:
             return None  # if it comes again, it is told
         return None if data is None else whole_commits(data, segment, durable)

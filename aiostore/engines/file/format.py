@@ -30,8 +30,9 @@ The slots are written in turn.
 A line is valid if and only if it ends in its checksum and a newline, the checksum holds, it has the keys above (those
 in brackets may be absent) and no others, with values of their types, its event_id is that of the line before plus one
 (in the first line: the number in the file's name), its ``more`` is one less than that of the line before where that was
-not 0, and ``key`` stands on no line but the first of a commit. Empty lines are padding. A segment that is not the
-newest ends with the last event of a commit, and the name of the next is that event's id plus one.
+not 0, and ``key`` stands on no line but the first of a commit. Empty lines are padding; behind the last event of the
+newest segment they are space that was prepared, and the next lines take their place. A segment that is not the newest
+ends with the last event of a commit, and the name of the next is that event's id plus one.
 
 Example: a group of two commits, the second of two events and with a key, written to the new store
 ``000102030405060708090a0b0c0d0e0f`` (the seed of its first segment is 0xdd1d97ce). Each is on one line::

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import io
 import logging
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -26,24 +28,41 @@ _log = logging.getLogger("aiostore")
 IDLE_SECONDS = 1.0
 """So long after the last commit the head is synced."""
 
+PREPARED_BYTES = 64 * 1024
+"""So much space is prepared behind a group, at most."""
+
+PADDED_BYTES_MAX = 8 * 1024
+"""Behind a larger group no space is prepared: what it saves is little beside the group's own bytes."""
+
 
 class GroupFile(io.RawIOBase):
-    """The active segment's file. A `write` is a whole group, or nothing: what aiofiles carries to the thread."""
+    """The active segment's file. A `write` is a whole group, or nothing: what aiofiles carries to the thread.
+
+    In sync mode a small group that does not fit into the prepared space brings new one along: blank lines behind it.
+    To take the place of bytes that are there costs a fifth less than to make the file longer (measured on ext4).
+    """
 
     _file = -1  # none: an object whose file could not be opened is closed by its finalizer, too
 
-    def __init__(self, disk: Disk, path: str, head: HeadFile, *, synced: bool) -> None:
+    def __init__(
+        self, disk: Disk, path: str, head: HeadFile, end: int, *, synced: bool, prepared_bytes: int, segment_bytes: int
+    ) -> None:
+        """Open the segment, whose last commit ends at ``end`` and behind which are blank lines at most."""
         self._disk = disk
         self._path = path
         self._head = head
         self._synced = synced
+        self._prepared_bytes = prepared_bytes if synced else 0
+        self._segment_bytes = segment_bytes
         self._failed: BaseException | None = None
         self.group_last_event_id = 0
         """The last event of the group that the next `write` gets."""
-        file = disk.open_append(path, synced=synced)
+        self.end = end
+        """Where the last group ended."""
+        file = disk.open_log(path, synced=synced)
         try:
-            self.end = disk.size(file)
-            """Where the last group ended."""
+            self._size = disk.size(file)
+            assert self._size >= end, "nothing cuts a segment off while its writer's lock is held"
         except BaseException:
             disk.close(file)
             raise
@@ -68,20 +87,38 @@ class GroupFile(io.RawIOBase):
             self._head.advance(self.group_last_event_id)
         return memoryview(group).nbytes
 
-    def _write(self, rest: memoryview) -> None:
+    def _write(self, group: memoryview) -> None:
+        end = self.end + group.nbytes
+        if end > self._size and group.nbytes <= PADDED_BYTES_MAX:
+            padding = min(self._prepared_bytes, self._segment_bytes - end)
+            if padding > 0:
+                try:
+                    self._put(memoryview(b"".join((group, b"\n" * padding))))
+                except StoreFull:
+                    pass  # for the group alone there may be room
+                else:
+                    return
+        self._put(group)
+
+    def _put(self, rest: memoryview) -> None:
+        """Write at the end of the last group; `StoreFull` if nothing of it stays."""
+        at = self.end
         try:
             while rest:
-                written = self._disk.append(self._file, rest, synced=self._synced)
+                written = self._disk.write_log(self._file, rest, at, synced=self._synced)
                 if written == 0:
                     raise OSError(errno.EIO, "nothing was written")
                 rest = rest[written:]
+                at += written
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             # Unsynced, a retry of the same shape could later mix with what is left of this one.
             self._disk.truncate(self._file, self.end)
             self._disk.sync(self._file)
+            self._size = self.end
             raise StoreFull(self._path, str(error)) from error
+        self._size = max(self._size, at)
 
     def _check(self) -> None:
         if self._failed is not None:
@@ -97,12 +134,29 @@ class GroupFile(io.RawIOBase):
             raise
         self._head.advance(last_event_id)
 
+    def trim(self) -> None:
+        """Give back the prepared space, unsynced."""
+        if self._size > self.end:
+            self._disk.truncate(self._file, self.end)
+            self._size = self.end
+
     def close(self) -> None:
         """Close the file, unsynced; again is nothing."""
         super().close()
         if self._file >= 0:
             file, self._file = self._file, -1
             self._disk.close(file)
+
+
+@contextlib.contextmanager
+def _room(path: str) -> Iterator[None]:
+    """`StoreFull` where there is no room to do this, which can be tried again."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise StoreFull(path, str(error)) from error
 
 
 class Log:
@@ -119,6 +173,7 @@ class Log:
         durable: int,
         synced: bool,
         segment_bytes: int,
+        prepared_bytes: int,
     ) -> None:
         """Open the last segment, or make the first; on the writing thread."""
         self._disk = disk
@@ -129,20 +184,14 @@ class Log:
         self._durable = durable
         self._synced = synced
         self._segment_bytes = segment_bytes
+        self._prepared_bytes = prepared_bytes
         self._failed: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_append = 0.0
         self._in_use = asyncio.Lock()  # by an append or a sync: neither may find the other's file closed
         if not index.segments:
             index.add_segment(Segment(directory, store_id, index.head.event_id + 1))
-        segment = index.segments[-1]
-        self._file = GroupFile(disk, segment.path, head, synced=synced)
-        try:
-            disk.sync_directory(directory)  # the head's entry as well
-            assert self._file.end == segment.end, "recovery left nothing behind the last commit"
-        except BaseException:
-            self._file.close()
-            raise
+        self._file = self._open(index.segments[-1])  # and syncs the head's entry as well
 
     def attach(self, thread: DiskThread, sealer: Sealer) -> None:
         """Begin to work in this loop, through this thread; the sealer is told of parts that are complete."""
@@ -217,21 +266,27 @@ class Log:
 
     def _next_segment(self) -> tuple[Segment, GroupFile]:
         last = self._index.head.event_id
-        self._file.sync(last)
         segment = Segment(self._directory, self._store_id, last + 1)
-        try:
-            file = self._create(segment)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise StoreFull(segment.path, str(error)) from error  # the new file, if it is there, is empty: try again
+        with _room(segment.path):
+            self._file.trim()
+        self._file.sync(last)
+        with _room(segment.path):
+            file = self._open(segment)  # if it is there already, it is empty
         self._file.close()
         return segment, file
 
-    def _create(self, segment: Segment) -> GroupFile:
-        file = GroupFile(self._disk, segment.path, self._head, synced=self._synced)
+    def _open(self, segment: Segment) -> GroupFile:
+        """Open the segment, or make it; its entry is durable then."""
+        file = GroupFile(
+            self._disk,
+            segment.path,
+            self._head,
+            segment.end,
+            synced=self._synced,
+            prepared_bytes=self._prepared_bytes,
+            segment_bytes=self._segment_bytes,
+        )
         try:
-            assert file.end == 0, "a new segment is empty"
             self._disk.sync_directory(self._directory)
         except BaseException:
             file.close()
@@ -291,10 +346,17 @@ class Log:
         try:
             if self._failed is None:
                 self._sync(self._index.head.event_id)
+                self._trim()
         except OSError as error:
             _log.error("%s: the last appends may not be durable: %s", self._directory, error)
         finally:
             self.abandon()
+
+    def _trim(self) -> None:
+        try:
+            self._file.trim()
+        except OSError as error:
+            _log.warning("%s: the space prepared behind the last event stays: %s", self._directory, error)
 
     def abandon(self) -> None:
         """Close the files as they are."""

@@ -41,7 +41,7 @@ class Survey:
     durable: int = 0
     """The last event known to be durable."""
     size: int = 0
-    """The size of the last segment's file; what is behind its segment's ``end`` is torn, if there is no damage."""
+    """Up to where the last segment's file has lines; what is behind its segment's ``end`` is torn, if not damaged."""
     damages: list[Damage] = field(default_factory=list)
 
 
@@ -180,6 +180,8 @@ def _sealed(disk: Disk, found: Survey, segment: Segment, following: int, going_o
         reason = f"the commit of event {scan.last_event_id} has no end"
         damages.append(Damage(segment.path, scan.size, reason, scan.last_event_id + 1, scan.last_event_id))
     scan.enter_later()
+    if not damages:
+        segment.end = scan.size  # with the padding, as its index has it
     found.damages.extend(damages)
 
 
@@ -187,7 +189,8 @@ def _newest(disk: Disk, found: Survey, segment: Segment, *, watching: bool, goin
     """Scan the segment that was written last, and tell a torn tail from damage."""
     scan = Scan(disk, segment, found.index, going_on, found.durable if watching else EVENT_ID_MAX)
     scan.run()
-    found.size = scan.size
+    # Without damage, and with no commit open, there are blank lines behind the end, which the next ones will replace.
+    found.size = scan.size if scan.damages or scan.later else segment.end
     found.durable = durable = max(found.durable, scan.durable)
     if durable <= scan.last_whole_event_id and not scan.undecodable:
         if watching:

@@ -162,8 +162,6 @@ class Scan:
                 reason = self._take_one(Placed(line, position, end))
                 if reason:
                     return position, reason
-            elif not self.damages and not self.later:
-                self.segment.end = end
             position = end
             at += 1
         return position, ""

@@ -7,6 +7,7 @@ import errno
 import functools
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -61,6 +62,8 @@ class Sealer:
         self._merged = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._put_aside: deque[Callable[[], object]] = deque()
+        self._closed = False
         blocks.aside = self._aside
 
     def look(self) -> None:
@@ -71,7 +74,7 @@ class Sealer:
         waiting = [part for part in waiting if part not in self._corrupt]
         if waiting and self._sealing is None:
             self._sealing = waiting[0]
-            self._sealing.aside = self._aside
+            self._sealing.aside = self._aside_while_open
             self._submit(self._seals, functools.partial(self._seal, waiting[0]), self._sealed)
         if len(waiting) > PARTS_WAITING_MAX:
             self._room.clear()
@@ -112,6 +115,8 @@ class Sealer:
         """Wait until nothing is written any more; on any thread, after `stop`."""
         self._merges.shutdown()
         self._seals.shutdown()
+        self._closed = True
+        self._do_what_was_put_aside()
 
     # --- in the loop, when a job has ended ---
 
@@ -193,7 +198,7 @@ class Sealer:
 
         def sealed(index: Index, part: Part) -> None:
             nonlocal kept
-            part.aside = self._aside
+            part.aside = self._aside_while_open
             if not self._writing:
                 return
             try:
@@ -213,14 +218,30 @@ class Sealer:
         )
 
     def _aside(self, work: Callable[[], object]) -> None:
-        """Have this done in a thread, if the store is still open; called in any thread."""
+        """Have this done in a thread, or by `close`, or after that at once; called in any thread, at any moment."""
+        self._put_aside.append(work)
+        if self._closed:
+            self._do_what_was_put_aside()
+        else:
+            with suppress(RuntimeError):  # the loop was closed before the store was
+                self._loop.call_soon_threadsafe(self._hand_over)
 
-        def submit() -> None:
-            with suppress(RuntimeError):  # they are shut down
-                self._seals.submit(work)
+    def _aside_while_open(self, work: Callable[[], object]) -> None:
+        """Have this done in a thread, if the store is still open."""
+        if not self._closed:
+            self._aside(work)
 
-        with suppress(RuntimeError):  # the loop was closed before the store was
-            self._loop.call_soon_threadsafe(submit)
+    def _hand_over(self) -> None:
+        with suppress(RuntimeError):  # they are shut down: `close` does it
+            self._seals.submit(self._do_what_was_put_aside)
+
+    def _do_what_was_put_aside(self) -> None:
+        while True:
+            try:
+                work = self._put_aside.popleft()
+            except IndexError:  # not asked for before: two threads may be here
+                return
+            work()
 
     def _check(self) -> None:
         if self._stop.is_set():
