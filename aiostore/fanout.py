@@ -181,8 +181,7 @@ class Fanout:
                 if not self.live.selective:
                     break
                 self._put_wanted(commit)
-        for commit in commits:
-            self.listeners.put(commit)
+        self.listeners.put(commits)
 
     def _put_everything(self, commits: Sequence[Commit]) -> None:
         inboxes = self.live.wanting_everything()

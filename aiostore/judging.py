@@ -96,7 +96,10 @@ class _Court:
         self._keys: dict[tuple[str, str], Sequence[Event]] = {}
 
     def judge(self, append: Append, facts: Facts) -> None:
-        outcome = self._duplicate(append, facts) or self._refusal(append, facts)
+        outcome = None
+        if append.idempotency_key is not None:
+            outcome = self._duplicate(append, facts)
+        outcome = outcome or self._refusal(append, facts)
         if outcome is None:
             outcome = self._pass(append, facts)
         self.judgement.outcomes.append(outcome)
@@ -141,12 +144,12 @@ class _Court:
         events: list[Event] = []
         for part in append.parts:
             version = self._version(part.stream_id, facts)
-            events += part.placed(self._next_id - 1 + len(events), version, self._timestamp)
-            self._versions[part.stream_id] = version + len(part.drafts)
+            placed = part.placed(self._next_id - 1 + len(events), version, self._timestamp)
+            events = events + placed if events else placed
+            self._versions[part.stream_id] = version + len(placed)
         if events:
             self._next_id += len(events)
-            scope = append.key_scope
-            if scope is not None:
+            if append.idempotency_key is not None and (scope := append.key_scope) is not None:
                 self._keys[scope] = events
             self.judgement.commits.append(Commit(events, append.idempotency_key, append.size))
         return events

@@ -159,13 +159,13 @@ class Listeners:
         """Whether there is anything in the backlog."""
         return self._worker.running
 
-    def put(self, commit: Commit) -> None:
-        """Take a commit into the backlog."""
+    def put(self, commits: Sequence[Commit]) -> None:
+        """Take commits into the backlog."""
         if not self.registered and not self._backlog:
-            self._delivered = commit.events[-1].event_id
+            self._delivered = commits[-1].events[-1].event_id
             return
-        self._backlog.append(commit)
-        self.backlog_bytes += commit.bytes_estimate
+        self._backlog.extend(commits)
+        self.backlog_bytes += sum([commit.bytes_estimate for commit in commits])
         self._worker.start()
 
     def release(self, future: asyncio.Future[Sequence[Event]], events: Sequence[Event]) -> None:

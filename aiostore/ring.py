@@ -10,6 +10,7 @@ from aiostore.engine import Commit
 from aiostore.events import Event
 
 _SPARE_COMMITS_MAX = 1000
+_GONE = Commit((), None)
 
 
 class Ring:
@@ -33,15 +34,16 @@ class Ring:
 
     def add(self, commit: Commit) -> None:
         """Take the next commit in and, where there is no more room, the oldest ones out; the newest always stays."""
+        events, key, size = commit
         versions = self._versions
-        for event in commit.events:
+        for event in events:
             versions[event.stream_id] = event.version
-        if commit.idempotency_key is not None:
-            self._keys[commit.events[0].stream_id, commit.idempotency_key] = commit.events
-        self.head = commit.events[-1].event_id
+        if key is not None:
+            self._keys[events[0].stream_id, key] = events
+        self.head = events[-1].event_id
         self._commits.append(commit)
         self._last_ids.append(self.head)
-        self._bytes += commit.bytes_estimate
+        self._bytes += size
         while self._bytes > self._bytes_max and len(self._commits) - self._start > 1:
             self._remove_oldest()
         if self._start > _SPARE_COMMITS_MAX and self._start > len(self._commits) // 2:
@@ -50,7 +52,7 @@ class Ring:
 
     def _remove_oldest(self) -> None:
         commit = self._commits[self._start]
-        self._commits[self._start] = Commit((), None)
+        self._commits[self._start] = _GONE
         self._start += 1
         self._bytes -= commit.bytes_estimate
         self.after = commit.events[-1].event_id

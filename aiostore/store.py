@@ -25,7 +25,7 @@ from aiostore.drafts import (
 from aiostore.engine import Engine, Question, Selection
 from aiostore.engines.connect import connect
 from aiostore.errors import EngineUnsupported, InvalidEvent, StoreClosed, WrongLoop
-from aiostore.events import END, Event, EventLike, Position, StreamAppend, StreamState, copies
+from aiostore.events import END, Event, EventLike, Position, StreamAppend, StreamState, copies, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, Interest, OnSlow
 from aiostore.limits import Limits, check_bound, check_number
@@ -229,8 +229,7 @@ class EventStore(AsyncResource):
         self._check_append()
         draft = draft_event(event_type, data, metadata, tags, self._limits)
         part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
-        (event,) = await self._append([part], condition, idempotency_key)
-        return event
+        return copy_event((await self._append((part,), condition, idempotency_key))[0])
 
     async def append_batch(
         self,
@@ -250,7 +249,7 @@ class EventStore(AsyncResource):
         """
         self._check_append()
         part = self._take(StreamAppend(stream_id, events, expected_version), "")
-        return await self._append([await part.drafted()], condition, idempotency_key)
+        return copies(await self._append([await part.drafted()], condition, idempotency_key))
 
     async def append_streams(
         self,
@@ -269,18 +268,19 @@ class EventStore(AsyncResource):
             if not isinstance(part, StreamAppend):
                 raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
             parts.append(self._take(part, f"appends[{index}]."))
-        return await self._append([await part.drafted() for part in parts], condition, idempotency_key)
+        return copies(await self._append([await part.drafted() for part in parts], condition, idempotency_key))
 
     def _take(self, part: StreamAppend, where: str) -> _Part:
         stream_id = check_stream_id(part.stream_id, f"{where}stream_id")
         expected_version = check_expected_version(part.expected_version)
         return _Part(stream_id, Batch(part.events, self._limits, f"{where}events"), expected_version)
 
-    async def _append(
+    def _append(
         self, parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: str | None
-    ) -> list[Event]:
+    ) -> Awaitable[Sequence[Event]]:
+        """The stored events, which are the store's own."""
         append = make_append(parts, condition, idempotency_key, self._limits)
-        return copies(await self._committer.submit(append, from_wait_body=in_wait_body()))
+        return self._committer.submit(append, from_wait_body=in_wait_body())
 
     def read_stream(
         self,

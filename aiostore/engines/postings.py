@@ -125,10 +125,10 @@ class Postings:
                 of_tag.append(event_id)
         self.last_event_id = event_id
 
-    def add_commits(self, commits: Iterable[Commit]) -> None:
+    def add_commits(self, commits: Sequence[Commit]) -> None:
         """Enter the events and the keys of the next commits."""
+        self.add_all(chain.from_iterable([commit.events for commit in commits]))
         for commit in commits:
-            self.add_all(commit.events)
             if commit.idempotency_key is not None:
                 first = commit.events[0]
                 self.add_key(first.stream_id, commit.idempotency_key, first.event_id)
