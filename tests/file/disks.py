@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import os
 import random
 import threading
@@ -236,6 +237,7 @@ CALLS = [name for name in vars(Disk) if not name.startswith("_")]
 
 
 def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
     def call(self: MemoryDisk, *args: Any, **kwargs: Any) -> Any:
         with self.mutex:
             return original(self, *args, **kwargs)
@@ -245,6 +247,14 @@ def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name in {*CALLS} & {*vars(MemoryDisk)}:
     setattr(MemoryDisk, _name, _one_at_a_time(vars(MemoryDisk)[_name]))
+
+
+class UnsharedDisk(MemoryDisk):
+    """A disk in memory for one thread alone: quicker."""
+
+
+for _name in {*CALLS} & {*vars(MemoryDisk)}:
+    setattr(UnsharedDisk, _name, vars(MemoryDisk)[_name].__wrapped__)
 CHANGES = ["open_log", "open_write", "replace", "sync", "sync_directory", "truncate", "write_at", "write_log"]
 
 

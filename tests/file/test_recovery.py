@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import random
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from aiostore.engines.file.opening import open_to_read
 from aiostore.engines.postings import Kind, Term, key_text
 from aiostore.errors import EngineUnavailable, EngineUnsupported, EventStoreError, StoreCorrupt
 from aiostore.events import Event
+from tests.crash.tape import Moment, RecordingDisk, Renamed, Written
 from tests.file.disks import CHANGES, Inode, MemoryDisk, WatchedDisk, left_after_power_loss
 from tests.file.driver import Driver, counted, nothing, opened_to_write, read_now, started
 
@@ -402,11 +404,48 @@ async def test_setting_a_torn_tail_aside_is_durable_at_each_step() -> None:
     changes = [name for name in disk.calls.made if name in CHANGES]
     lock = ["open_write", "truncate", "write_at"]
     aside = ["open_write", "write_at", "sync", "sync_directory"]
-    rewritten = ["write_at", "sync"]
+    copied = ["open_write", "truncate", "write_at", "write_at", "sync", "replace", "sync_directory"]
     head = ["open_write", "write_at", "write_at", "write_at"]
     log = ["open_log", "sync_directory"]
-    cut = ["open_write", *aside, "truncate", "sync"]
-    assert changes == [*lock, *cut, *rewritten, *head, *log, "sync"]
+    assert changes == [*lock, "open_write", *aside, *copied, *head, *log, "sync"]
+
+
+@pytest.mark.parametrize("torn", [b"", b"torn"])
+async def test_what_may_be_acknowledged_is_never_written_over(torn: bytes) -> None:
+    """Without the head, nothing vouches for the last group: a crash in the midst of its rewriting must not lose it."""
+    story = await told("fsync", segment_bytes=10**6)
+    files = {
+        **story.disk.files(),
+        (path := last_segment(story.disk)): story.disk.files()[last_segment(story.disk)] + torn,
+    }
+    del files["/s/head"]
+    disk = RecordingDisk(files)
+    assert recovered(story, disk, at_least=len(story.events)) == len(story.events)
+    segment = disk.numbers[path]
+    assert not [entry for entry in disk.tape if isinstance(entry, Written) and entry.inode == segment]
+    assert Renamed(f"{path}.tmp", path) in disk.tape
+    moment = Moment(disk)
+    for entry in disk.tape:
+        moment.play(entry)
+        for state in moment.states(random.Random(1), 64):
+            left = MemoryDisk(state)
+            assert recovered(story, left, at_least=len(story.events)) == len(story.events)
+            assert not [name for name in left.files() if name.endswith(".tmp")]
+
+
+async def test_without_room_for_the_copy_the_store_is_as_it_was() -> None:
+    story = await told("fsync", segment_bytes=10**6)
+    files = story.disk.files()
+    del files["/s/head"]
+    disk = WatchedDisk(files)
+    disk.calls.fail("write_at", errno.ENOSPC, at=3)  # behind the lock's, and the first of the copy
+    with pytest.raises(OSError, match="No space"):
+        opened_to_write(disk)
+    assert disk.held == 0
+    assert {name: data for name, data in disk.files().items() if name != "/s/lock"} == {
+        name: data for name, data in files.items() if name != "/s/lock"
+    }
+    assert recovered(story, disk, at_least=len(story.events)) == len(story.events)
 
 
 def test_every_directory_that_is_made_is_made_durable() -> None:

@@ -254,8 +254,16 @@ class Follower:
 
     async def _read_on(self, segment: Segment, durable: int) -> News | Ended:
         tail = self._tail[1] if self._tail is not None and self._tail[0] is segment else None
+        look = functools.partial(look_behind, self._disk, self._directory, segment)
         try:
-            opened, found = await self._in_thread(look_behind, self._disk, self._directory, segment, tail, durable)
+            try:
+                opened, found = await self._in_thread(look, tail, durable)
+            except StoreCorrupt:
+                if tail is None:
+                    raise
+                self._tail = None  # a writer that recovered may have put another file in its place
+                tail.close()
+                opened, found = await self._in_thread(look, None, durable)
         except OSError as error:
             if error.errno not in (errno.EIO, errno.ENOENT):  # too many open files, no memory, no rights…
                 raise EngineUnavailable(f"{segment.path} cannot be read now: {error}") from error

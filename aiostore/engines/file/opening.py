@@ -22,7 +22,7 @@ from aiostore.engines.file.index import PART_BYTES_MIN, Index, Part, runs_of
 from aiostore.engines.file.lock import WriterLock, writer_lives
 from aiostore.engines.file.log import PREPARED_BYTES, Log
 from aiostore.engines.file.manifest import check_format, create_manifest, has_store, make_directories, read_manifest
-from aiostore.engines.file.recovery import repair, survey
+from aiostore.engines.file.recovery import COPY_SUFFIX, repair, survey
 from aiostore.engines.file.run import Run, RunDamaged
 from aiostore.engines.file.sealed import merge, open_runs, seal, too_many
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreCorrupt
@@ -135,8 +135,17 @@ def open_to_write(
             prepared_bytes=options.prepared_bytes,
         )
         rebuilt.tidy(found.index)
+        _remove_copies(disk, directory)
         undo.pop_all()
     return Writer(lock, found.index, log)
+
+
+def _remove_copies(disk: Disk, directory: str) -> None:
+    """Delete what a crash in the midst of recovery left."""
+    for name in disk.names(directory):
+        if name.endswith(COPY_SUFFIX) and segment_first(name.removesuffix(COPY_SUFFIX)):
+            with suppress(OSError):
+                disk.remove(f"{directory}/{name}")
 
 
 PROGRESS_SECONDS = 5.0

@@ -25,12 +25,15 @@ from aiostore.engines.file.format import (
 from aiostore.engines.file.head import read_head
 from aiostore.engines.file.index import PART_BYTES_MIN, Damage, Index, Part
 from aiostore.engines.file.run import Run
-from aiostore.engines.file.scan import EVENT_ID_MAX, UNKNOWN, Scan
+from aiostore.engines.file.scan import CHUNK_BYTES, EVENT_ID_MAX, UNKNOWN, Scan
 from aiostore.engines.file.sealed import check_run
 from aiostore.engines.file.segment import Segment
 from aiostore.errors import StoreCorrupt
 
 _log = logging.getLogger("aiostore")
+
+COPY_SUFFIX = ".tmp"
+"""Behind the name of a segment: a copy that a crash left half-way."""
 
 
 @dataclass(slots=True)
@@ -219,22 +222,43 @@ def repair(disk: Disk, directory: str, found: Survey, stamp: str) -> None:
     try:
         if found.size > segment.end:
             _set_aside(disk, directory, file, found.size, segment, stamp)
+        if found.durable < last:
+            _write_again(disk, directory, file, segment, found.durable + 1)
+            found.durable = last
+        else:
             disk.truncate(file, segment.end)
             disk.sync(file)
-        if found.durable < last:
-            # Where a sync failed, what is read may be in memory only, and clean: written again, it is synced again.
-            start, end = segment.starts(found.durable + 1, last)[0], segment.end
-            data = disk.read(file, end - start, start)
-            try:
-                count = last - found.durable
-                decode_events(lines_of(data), [segment.seed] * count, range(found.durable + 1, last + 1))
-            except Damaged as damaged:
-                raise StoreCorrupt(segment.path, start, str(damaged), found.durable + 1, last) from damaged
-            disk.write_at(file, data, start)
-            disk.sync(file)
-            found.durable = last
     finally:
         disk.close(file)
+
+
+def _write_again(disk: Disk, directory: str, file: int, segment: Segment, first: int) -> None:
+    """Put a copy of the segment, synced, in its place; the events from the first on are checked once more.
+
+    Where a sync failed, what is read may be in memory only, and clean: it must be written to be synced. It may be
+    acknowledged, too, so that it is not written over: a crash could damage what it writes.
+    """
+    start, last = segment.starts(first, first)[0], segment.last_event_id
+    path = f"{segment.path}{COPY_SUFFIX}"
+    copy = disk.open_write(path)
+    try:
+        disk.truncate(copy, 0)
+        for offset in range(0, start, CHUNK_BYTES):
+            disk.write_at(copy, disk.read(file, min(CHUNK_BYTES, start - offset), offset), offset)
+        data = disk.read(file, segment.end - start, start)
+        try:
+            decode_events(lines_of(data), [segment.seed] * (last - first + 1), range(first, last + 1))
+        except Damaged as damaged:
+            raise StoreCorrupt(segment.path, start, str(damaged), first, last) from damaged
+        disk.write_at(copy, data, start)
+        disk.sync(copy)
+    except BaseException:
+        disk.remove(path)
+        raise
+    finally:
+        disk.close(copy)
+    disk.replace(path, segment.path)
+    disk.sync_directory(directory)
 
 
 def _set_aside(disk: Disk, directory: str, file: int, size: int, segment: Segment, stamp: str) -> None:

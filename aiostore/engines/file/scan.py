@@ -133,11 +133,15 @@ class Scan:
             offset += len(chunk)
             if not chunk:
                 return position, "the line has no end" if kept else ""
-            lines = (kept + chunk).split(b"\n")
+            data = kept + chunk
+            body = data.rstrip(b"\n")
+            padding = max(len(data) - len(body) - 1, 0)  # there may be many blank lines at the end
+            lines = (body + b"\n" if padding else data).split(b"\n")
             kept = lines.pop()
             position, reason = self._take(lines, position)
             if reason:
                 return position, reason
+            position += padding
 
     def _take(self, lines: list[bytes], position: int) -> tuple[int, str]:
         """`_walk` through some lines."""
