@@ -177,6 +177,22 @@ def crashes(life: Life, dice: random.Random, tally: Tally, states_max: int) -> I
         judge.check(seen, logs, max(promised, moment.told))  # killed: nothing that was told is gone
 
 
+def check_end(life: Life, dice: random.Random, tally: Tally, states_max: int) -> None:
+    """Check what a process finds that goes on after the life, and what power losses leave of its end."""
+    judge = Judge(life, tally)
+    moment = Moment(life.disk)
+    for entry in life.disk.tape:
+        moment.play(entry)
+    seen = moment.seen()
+    log, before = Log.of(seen, None), Log.of(moment.before_cuts(), None)
+    for files in moment.states(dice, states_max):
+        judge.check(files, [log, before], moment.promised)
+    disk = MemoryDisk(seen)
+    moment.show_device(disk)
+    read = {path: bytes(inode.data) if inode.pending else inode.stable for path, inode in disk.inodes.items()}
+    judge.check(read, [log, before], moment.promised, disk)
+
+
 def _shown(files: Files) -> int:
     """What followers may have shown: what the head file says."""
     names = [path for path in files if path.endswith(MANIFEST_NAME)]

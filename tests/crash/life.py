@@ -13,7 +13,20 @@ from typing import Any
 from unittest import mock
 from uuid import UUID
 
-from aiostore import AppendConditionFailed, ConcurrencyConflict, EventStore, NewEvent, Query, StoreFull, StreamAppend
+from aiostore import (
+    AppendConditionFailed,
+    ConcurrencyConflict,
+    EngineUnavailable,
+    EventStore,
+    EventStoreError,
+    NewEvent,
+    Query,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFailed,
+    StoreFull,
+    StreamAppend,
+)
 from aiostore.engines.file import engine as file_engine
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.file.state import Row
@@ -69,12 +82,16 @@ def chosen_ids(dice: random.Random) -> Iterator[None]:
 class Life:
     """One opening of the store, what is done with it, and its closing. `disk` has the tape."""
 
-    def __init__(self, seed: int, files: Files | None) -> None:
+    def __init__(self, seed: int, files: Files | None, disk: RecordingDisk | None = None) -> None:
+        """``disk``: another one than that of the files, which is full now and then."""
         self.dice = dice = random.Random(seed)
         self.durability: Any = dice.choice(("fsync", "fsync", "os"))
         self.segment_bytes = dice.choice((600, 1500, 4000, 12_000))
         self.part_bytes_min = dice.choice((1, 1000, 5000))
-        self.disk = FullDisk(files, dice, dice.choice((0, 0, 12)))
+        full_every = dice.choice((0, 0, 12))
+        self.disk = FullDisk(files, dice, full_every) if disk is None else disk
+        self.refusals: list[EventStoreError] = []
+        """What appends and reads were refused with because of the disk."""
         self._numbers = 0
 
     def live(self) -> None:
@@ -91,7 +108,11 @@ class Life:
             segment_bytes=self.segment_bytes,
             part_bytes_min=self.part_bytes_min,
         )
-        store = await EventStore.open(engine)
+        try:
+            store = await EventStore.open(engine)
+        except EngineUnavailable as error:
+            self.refusals.append(error)
+            return
         self._told(await store.head(), durable=True)  # what recovery kept, it made durable
         reading = asyncio.create_task(self._read_along(store))
         tasks = [asyncio.create_task(self._append_some(store)) for _ in range(self.dice.randrange(1, 6))]
@@ -107,7 +128,9 @@ class Life:
         for task in (*tasks, reading):
             task.cancel()
         for result in await asyncio.gather(*tasks, reading, return_exceptions=True):
-            if isinstance(result, Exception) and type(result).__name__ != "StoreClosed":
+            if isinstance(result, StoreFailed | EngineUnavailable | StoreCorrupt):
+                self.refusals.append(result)
+            elif isinstance(result, Exception) and not isinstance(result, StoreClosed):
                 raise result
 
     def _told(self, event_id: int, *, durable: bool | None = None) -> None:
@@ -124,9 +147,13 @@ class Life:
         for _ in range(dice.randrange(1, 7)):
             if dice.random() < 0.3:
                 await asyncio.sleep(dice.random() * 0.01)
-            with contextlib.suppress(ConcurrencyConflict, AppendConditionFailed, StoreFull):
-                events = await self._append(store)
-                self._told(events[-1].event_id)
+            with contextlib.suppress(ConcurrencyConflict, AppendConditionFailed):
+                try:
+                    events = await self._append(store)
+                except StoreFull as error:
+                    self.refusals.append(error)
+                else:
+                    self._told(events[-1].event_id)
 
     async def _append(self, store: EventStore) -> list[Any]:
         dice = self.dice

@@ -47,6 +47,12 @@ class Synced(NamedTuple):
     inode: int
 
 
+class Forgotten(NamedTuple):
+    """A sync of a file failed: what was to be written is not on the device, and no later sync will bring it there."""
+
+    inode: int
+
+
 class DirectorySynced(NamedTuple):
     """A directory was synced."""
 
@@ -73,7 +79,7 @@ class Told(NamedTuple):
     durable: bool
 
 
-Entry = Entered | Written | Cut | Synced | DirectorySynced | Renamed | Removed | Told
+Entry = Entered | Written | Cut | Synced | Forgotten | DirectorySynced | Renamed | Removed | Told
 
 
 class RecordingDisk(MemoryDisk):
@@ -151,6 +157,8 @@ class _File:
     stable: bytes = b""
     pending: list[Written | Cut] = field(default_factory=list)
     applied: bytearray = field(default_factory=bytearray)
+    """What is read: of the device and of what is not there yet, or never will be."""
+    has_forgotten: bool = False
 
 
 Change = dict[str, int | None]
@@ -187,7 +195,12 @@ class Moment:
                 self._files[inode].pending.append(entry)
             case Synced(inode):
                 file = self._files[inode]
-                file.stable, file.pending = bytes(file.applied), []
+                file.stable = _applied(file.stable, file.pending) if file.has_forgotten else bytes(file.applied)
+                file.pending = []
+            case Forgotten(inode):
+                file = self._files[inode]
+                file.has_forgotten = True
+                file.pending = []
             case DirectorySynced(path):
                 kept: list[Change] = []
                 for change in self._changes:
@@ -214,17 +227,21 @@ class Moment:
         """What a process sees that goes on after another was killed."""
         return {path: bytes(self._files[inode].applied) for path, inode in self._names.items()}
 
+    def show_device(self, disk: MemoryDisk) -> None:
+        """Have the disk, whose files are those that are `seen`, know what of it is on the device."""
+        for path, inode in self._names.items():
+            disk.inodes[path].stable = self._files[inode].stable
+            disk.inodes[path].pending = [
+                (change.offset, change.data) if isinstance(change, Written) else change.size
+                for change in self._files[inode].pending
+            ]
+
     def before_cuts(self) -> Files:
         """The same without the cuts that are not synced."""
         files: Files = {}
         for path, inode in self._names.items():
             file = self._files[inode]
-            data = bytearray(file.stable)
-            for change in file.pending:
-                if isinstance(change, Written):
-                    data.extend(b"\0" * (change.offset - len(data)))
-                    data[change.offset : change.offset + len(change.data)] = change.data
-            files[path] = bytes(data)
+            files[path] = _applied(file.stable, [change for change in file.pending if isinstance(change, Written)])
         return files
 
     def states(self, dice: random.Random, states_max: int) -> Iterator[Files]:
@@ -272,6 +289,17 @@ def _apply(names: dict[str, int], change: Change) -> None:
             names.pop(path, None)
         else:
             names[path] = inode
+
+
+def _applied(stable: bytes, changes: Sequence[Written | Cut]) -> bytes:
+    data = bytearray(stable)
+    for change in changes:
+        if isinstance(change, Cut):
+            del data[change.size :]
+        else:
+            data.extend(b"\0" * (change.offset - len(data)))
+            data[change.offset : change.offset + len(change.data)] = change.data
+    return bytes(data)
 
 
 def _drawn(options: Sequence[int], dice: random.Random, number: int) -> list[int]:

@@ -120,6 +120,7 @@ def open_to_write(
             raise found.damages[0].error()
         if found.index.segments:
             repair(disk, directory, found, now.strftime("%Y%m%dT%H%M%S.%fZ"))
+            _remove_copies(disk, directory)
         head = HeadFile(disk, f"{directory}/{HEAD_NAME}", manifest.store_id)
         undo.callback(head.close)
         head.advance(found.durable)
@@ -135,7 +136,6 @@ def open_to_write(
             prepared_bytes=options.prepared_bytes,
         )
         rebuilt.tidy(found.index)
-        _remove_copies(disk, directory)
         undo.pop_all()
     return Writer(lock, found.index, log)
 
