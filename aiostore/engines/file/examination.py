@@ -121,10 +121,10 @@ def _examined(disk: Disk, directory: str, watching: bool, exclusive: bool, progr
 
 def store_names(disk: Disk, directory: str) -> list[str]:
     """The names in the directory of a store; `EngineUnavailable` if it is none."""
-    if not disk.exists(directory):
-        raise EngineUnavailable(f"there is no {directory}")
     try:
         names = disk.names(directory)
+    except FileNotFoundError:
+        raise EngineUnavailable(f"there is no {directory}") from None
     except NotADirectoryError:
         raise EngineUnavailable(f"{directory} is not a directory; a store is one") from None
     if MANIFEST_NAME not in names and not any(segment_first(name) for name in names):
