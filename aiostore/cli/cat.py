@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aiostore.cli.console import told
+from aiostore.cli.console import ForceNetwork, options_of, told
 from aiostore.cli.reading import Output, ended_when_closed, run
 from aiostore.drafts import check_stream_id
 from aiostore.engine import Selection
@@ -43,6 +43,7 @@ def cat(
     limit: Annotated[int | None, typer.Option(help="At most so many events.", metavar="N")] = None,
     backwards: Annotated[bool, typer.Option("--backwards", help="The last one first.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is appended, until Ctrl-C.")] = False,
+    force_network: ForceNetwork = False,
 ) -> None:
     """Write events to stdout, one JSON object a line.
 
@@ -59,7 +60,8 @@ def cat(
         query = Query.where(types=event_types or (), tags=tags or (), stream_prefix=prefix)
         chosen = _Chosen(stream, query, after, up_to, _moment("--since", since), _moment("--until", until), limit)
         output = Output()
-        run(_cat(location, chosen, output, backwards=backwards, follow=follow), output)
+        store = EventStore(location, **options_of(location, force_network=force_network))
+        run(_cat(store, chosen, output, backwards=backwards, follow=follow), output)
 
 
 def _moment(name: str, text: str | None) -> str | None:
@@ -107,8 +109,8 @@ class _Chosen:
         return Reader(engine, selection, self.limit, store._check, self.since, self.until)
 
 
-async def _cat(location: str, chosen: _Chosen, output: Output, *, backwards: bool, follow: bool) -> None:
-    async with EventStore(location, mode="r") as store:
+async def _cat(store: EventStore, chosen: _Chosen, output: Output, *, backwards: bool, follow: bool) -> None:
+    async with store:
         reader = chosen.reader(store, backwards=backwards)
         left = NO_BOUND if chosen.limit is None else chosen.limit
         async for batch in reader.batches():

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -27,6 +27,15 @@ class Code(IntEnum):
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Give one JSON object on stdout, and nothing else there.")]
+
+ForceNetwork = Annotated[
+    bool, typer.Option("--force-network", help="Use a network file system all the same: for stores that are used so.")
+]
+
+
+def options_of(location: str, *, force_network: bool) -> dict[str, Any]:
+    """The options with which a store is opened to be looked at."""
+    return {"mode": "r"} | ({"force_network": True} if force_network and "://" not in location else {})
 
 
 class Interrupted(Exception):

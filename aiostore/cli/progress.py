@@ -54,8 +54,6 @@ def shown(*, in_events: bool = False) -> Iterator[Told]:
             signal.signal(number, handler)
         if bar is not None:
             bar.close()
-    if caught:
-        raise Interrupted(caught[0])
 
 
 class _Bar:

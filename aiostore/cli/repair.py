@@ -9,7 +9,20 @@ from typing import Annotated
 import msgspec
 import typer
 
-from aiostore.cli.console import AsJson, Code, clean, counted, directory_of, fail, hint, ids_text, say, say_json, told
+from aiostore.cli.console import (
+    AsJson,
+    Code,
+    ForceNetwork,
+    clean,
+    counted,
+    directory_of,
+    fail,
+    hint,
+    ids_text,
+    say,
+    say_json,
+    told,
+)
 from aiostore.cli.progress import shown
 from aiostore.cli.verify import say_findings
 from aiostore.engines.file.disk import Disk
@@ -25,6 +38,7 @@ def repair(
     path: Annotated[str, typer.Argument(help="The store's directory.", metavar="PATH", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    force_network: ForceNetwork = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a damaged store whole: cut its log behind the last whole commit before the first damage.
@@ -42,11 +56,11 @@ def repair(
     With --json: plan (path, needed, kept_event_id, lost_first_event_id, lost_last_event_id, lost_events,
     salvaged_events, unreadable: first_event_id and last_event_id of each span, salvaged: event_id, stream_id, version
     and event_type of the first 1,000, actions: action, file, detail, findings as in verify), and outcome (evidence,
-    salvaged_file, head_event_id; null if nothing was changed). With exit code 3: error.
+    salvaged_file, head_event_id; null if nothing was changed). With exit codes 2 and 3: error.
     """
     with told(as_json=as_json):
         directory = directory_of(path)
-        with Repair(Disk(), directory) as work:
+        with Repair(Disk(), directory, force_network=force_network) as work:
             with shown() as progress:
                 plan = work.plan(progress)
             outcome = None
@@ -116,8 +130,10 @@ def _say_plan(plan: Plan, path: str) -> None:
             say(f"  {ids_text(span.first_event_id, span.last_event_id)}: cannot be read any more")
         if len(plan.unreadable) > NAMED:
             say(f"  … and {len(plan.unreadable) - NAMED:,} more of these")
-        say(f"  event_ids from {plan.kept_event_id + 1} on will be given anew: whoever keeps a position beyond")
-        say(f"  {plan.kept_event_id} outside of the store must go back to it")
+        say(
+            f"  event_ids from {plan.kept_event_id + 1} on will be given anew: who keeps a position beyond that must go"
+        )
+        say(f'  back to {plan.kept_event_id}, and who has the store open with mode="r" must open it anew')
     say()
     say("What will be done, after everything was copied")
     for (action, detail), files in _grouped(plan.actions).items():

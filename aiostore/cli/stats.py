@@ -9,7 +9,18 @@ from typing import Annotated
 import msgspec
 import typer
 
-from aiostore.cli.console import AsJson, clean, counted, directory_of, say, say_json, size_text, told
+from aiostore.cli.console import (
+    AsJson,
+    ForceNetwork,
+    clean,
+    counted,
+    directory_of,
+    options_of,
+    say,
+    say_json,
+    size_text,
+    told,
+)
 from aiostore.cli.progress import shown
 from aiostore.cli.reading import Output, run
 from aiostore.engines.file.disk import Disk
@@ -61,6 +72,7 @@ def stats(
         bool, typer.Option("--full", help="Read all events, to count streams and types, and name the largest.")
     ] = False,
     top: Annotated[int, typer.Option(min=1, max=1000, help="With --full: name so many.", metavar="N")] = 10,
+    force_network: ForceNetwork = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell how large a store is and what is in it. Nothing is changed, and no lock is taken.
@@ -81,7 +93,8 @@ def stats(
         if "://" not in location:
             files = file_statistics(Disk(), directory_of(location))
         with shown(in_events=True) as progress:
-            statistics = run(_statistics(location, files, full, top, progress), Output())
+            store = EventStore(location, **options_of(location, force_network=force_network))
+            statistics = run(_statistics(store, location, files, full, top, progress), Output())
         if as_json:
             say_json(statistics)
         else:
@@ -89,9 +102,9 @@ def stats(
 
 
 async def _statistics(
-    location: str, files: FileStatistics | None, full: bool, top: int, progress: Progress
+    store: EventStore, location: str, files: FileStatistics | None, full: bool, top: int, progress: Progress
 ) -> Statistics:
-    async with EventStore(location, mode="r") as store:
+    async with store:
         engine, _ = store._parts()
         head = await store.head()
         first = await store.read_all(limit=1).to_list()

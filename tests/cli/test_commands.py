@@ -326,6 +326,7 @@ def test_no_rights_is_one_line_and_3(path: Path, monkeypatch: pytest.MonkeyPatch
         ran = run(command, path)
         assert (ran.code, len(ran.err.splitlines())) == (3, 1)
         assert "ermission denied" in ran.err
+    monkeypatch.undo()
     monkeypatch.setattr("aiostore.engines.file.disk.Disk.names", refuse)
     ran = run("repair", path)
     assert (ran.code, ran.err) == (3, f"aiostore: {path}: Permission denied\n")
@@ -354,3 +355,13 @@ def test_the_help_documents_the_exit_codes() -> None:
 
 def test_the_version() -> None:
     assert run("--version").out.startswith("aiostore 0.")
+
+
+def test_a_network_file_system_is_read_if_it_is_forced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiostore.engines.file.disk.Disk.file_system", lambda disk, path: "nfs4")
+    damage(segments(path)[-1])
+    assert run("verify", path).code == 1
+    for command in (["cat", "--limit", "1"], ["stats"], ["repair", "--yes"]):
+        ran = run(*command, path)
+        assert (ran.code, "network file system" in ran.err) == (3, True)
+        assert run(*command, path, "--force-network").code == 0

@@ -196,5 +196,12 @@ def test_bytes_that_are_no_text_in_a_path(path: Path) -> None:
         assert (ran.returncode, ran.stderr) == (0, b"")
     ran = subprocess.run([*argv("verify", "--json"), odd], capture_output=True, timeout=SECONDS, check=False)
     assert json.loads(ran.stdout)["whole"]
+    name = os.fsencode(segments(path.parent / os.fsdecode(b"\xff\n"))[0])
+    with open(name, "r+b") as file:
+        file.seek(100_000)
+        file.write(b"!")
+    ran = subprocess.run([*argv("repair", "--yes", "--json"), odd], capture_output=True, timeout=SECONDS, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert os.path.isdir(os.fsencode(json.loads(ran.stdout)["outcome"]["evidence"].replace("\\xff\\n", "\udcff\n")))
     ran = subprocess.run([*argv("repair"), odd + b"x"], capture_output=True, timeout=SECONDS, check=False)
     assert (ran.returncode, ran.stderr) == (3, b"aiostore: there is no %s/\\xff\\nx\n" % os.fsencode(path.parent))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aiostore.engines.file.findings import Severity
 from aiostore.engines.file.repair_plan import Plan
 from aiostore.engines.file.repairing import Outcome, Repair
-from aiostore.errors import EngineUnavailable, StoreCorrupt, StoreLocked
+from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreCorrupt, StoreLocked
 from tests.file.disks import MemoryDisk, WatchedDisk, left_after_power_loss
 from tests.file.driver import opened_to_write
 from tests.file.examined import KINDS, Files, damaged, lines_in, opened, segments_of, sound, store_id_of, verified
@@ -286,3 +286,12 @@ def test_any_damage_is_repaired(damages: list[tuple[str, int, float, bytes]]) ->
     if plan.needed:
         check_whole(disk, plan.kept_event_id)
     check_kept(files, disk.files())
+
+
+def test_a_network_file_system_is_refused_unless_it_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = MemoryDisk(damaged("a bit in a sealed segment"))
+    monkeypatch.setattr(MemoryDisk, "file_system", lambda disk, path: "nfs4")
+    with pytest.raises(EngineUnsupported, match="network file system"):
+        Repair(disk, "/s")
+    with Repair(disk, "/s", force_network=True) as work:
+        assert work.plan().needed

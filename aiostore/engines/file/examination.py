@@ -293,8 +293,8 @@ def _damage_finding(damage: Damage) -> Finding:
 def _tell_runs(found: Examination, result: Survey, log: LogCheck, checks: Sequence[RunCheck]) -> None:
     damaged = {damage.path for damage in result.damages}
     for check in checks:
-        if not check.reason:
-            continue
+        if not check.reason or found.manifest_damage:
+            continue  # without the store's own id, the hashes in it cannot be compared
         own = {f"{found.directory}/{segment.first_event_id:020d}.jsonl" for segment in check.run.segments}
         if own & damaged:
             continue  # its segments cannot be compared; the damage is told

@@ -18,10 +18,13 @@ and can be repaired by another run; and that at each moment all that was there i
 6. The damaged segment is cut behind its last whole commit, and synced. With that, and not before, the log is whole.
 7. The store is opened for writing and closed: recovery makes durable what is kept and was not known to be, and the
    index is made anew. That is also the proof that it can be.
+
+Readers take no lock, so they are not kept out: those that have the store open meanwhile must open it anew.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
@@ -35,7 +38,7 @@ from aiostore.engines.file.examination import Progress, examine, no_progress, st
 from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, SLOT_BYTES, Manifest, encode_slot
 from aiostore.engines.file.lock import WriterLock
 from aiostore.engines.file.manifest import write_manifest
-from aiostore.engines.file.opening import Options, open_to_write
+from aiostore.engines.file.opening import Options, check_place, open_to_write
 from aiostore.engines.file.patient import PatientDisk
 from aiostore.engines.file.repair_plan import Plan, Steps, plan_repair
 from aiostore.errors import EngineUnavailable, StoreLocked
@@ -58,11 +61,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Repair:
     """The repair of one store, under the writer's lock from the beginning to the end. A context manager.
 
-    Raises `StoreLocked` where a process writes, `EngineUnavailable` where there is no store, and `OSError`.
+    Raises `StoreLocked` where a process writes, `EngineUnavailable` where there is no store, `EngineUnsupported` on a
+    network file system, where a lock may not keep other machines out (unless ``force_network``), and `OSError`.
     """
 
-    def __init__(self, disk: Disk, directory: str) -> None:
+    def __init__(self, disk: Disk, directory: str, *, force_network: bool = False) -> None:
         store_names(disk, directory)  # before a lock file is put among what is not ours
+        check_place(disk, directory, force_network=force_network)
         self._disk = disk
         self._directory = directory
         self._lock: WriterLock | None = WriterLock(disk, f"{directory}/{LOCK_NAME}")
@@ -122,7 +127,8 @@ class Repair:
             if steps.extents:
                 evidence.salvage(steps.extents)
             holes = [{"file": path.rpartition("/")[2], "offset": at, "size": n} for path, at, n in _holes(patient)]
-            told = {"plan": plan, "unreadable_bytes_as_zeros": holes}
+            path = os.fsencode(plan.path).decode("utf-8", "backslashreplace")  # a path need not be text
+            told = {"plan": msgspec.structs.replace(plan, path=path), "unreadable_bytes_as_zeros": holes}
             evidence.complete(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
         except BaseException:
             evidence.discard()
