@@ -37,7 +37,7 @@ LAYERS: dict[int, list[str]] = {
     ],
     4: ["fold", "snapshots", "projection", "live_projection", "consumer", "decider", "schema"],
     5: ["http", "cli", "frames"],
-    6: ["aiostore"],  # __init__.py, which shows all of them
+    6: ["aiostore", "__main__"],  # __init__.py, which shows all of them, and the command line's beginning
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
@@ -155,6 +155,14 @@ def test_files_and_disks_are_touched_in_one_place() -> None:
     assert touching <= {"aiostore.engines.file.disk"}
 
 
+def test_only_the_command_line_needs_what_it_is_made_with() -> None:
+    needing = {name for name in MODULES if {"typer", "rich", "click"} & imports_of(name, types_too=True)}
+    assert needing
+    assert {name for name in needing if not name.startswith("aiostore.cli.")} == set()
+    importing = {name for name in MODULES if any("aiostore.cli" in each for each in within(name, types_too=True))}
+    assert {name for name in importing if not name.startswith("aiostore.cli.")} == {"aiostore.__main__"}
+
+
 def loaded_by(statement: str) -> set[str]:
     """The first names of the modules that a fresh interpreter loads for the statement."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
@@ -186,7 +194,9 @@ def test_importing_aiostore_loads_no_engine() -> None:
         [sys.executable, "-c", "import sys, aiostore; print(*sys.modules)"], capture_output=True, text=True, check=True
     ).stdout.split()
     assert [name for name in loaded if name.startswith("aiostore.engines.file.")] == []
-    assert {"asyncpg", "duckdb", "polars", "numpy", "pandas", "sqlite3", "aiosqlite"}.isdisjoint(loaded)
+    assert {"asyncpg", "duckdb", "polars", "numpy", "pandas", "sqlite3", "aiosqlite", "typer", "rich"}.isdisjoint(
+        loaded
+    )
 
 
 def test_importing_aiostore_starts_nothing() -> None:

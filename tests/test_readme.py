@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import json
 import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -48,6 +49,9 @@ def test_the_first_snippet_runs_as_a_file(
 
 async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    evidence = tmp_path / "orders.damaged-20261130T033503Z"
+    evidence.mkdir()
+    (evidence / "salvaged.jsonl").touch()  # tests/cli has one with events
     async with await EventStore.open("orders/") as store:
         names: dict[str, Any] = {
             "AppendCondition": AppendCondition,
@@ -57,6 +61,7 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
             "LiveProjection": LiveProjection,
             "NewEvent": NewEvent,
             "Projection": Projection,
+            "json": json,
             "reconstruct_state": reconstruct_state,
             "Query": Query,
             "StreamAppend": StreamAppend,

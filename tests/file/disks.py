@@ -169,6 +169,11 @@ class MemoryDisk(Disk):
         self.directories.add(path)
         return True
 
+    def remove_directory(self, path: str) -> None:
+        if self.names(path):
+            raise OSError(errno.ENOTEMPTY, "not empty", path)
+        self.directories.remove(path)
+
     def exists(self, path: str) -> bool:
         return path in self.inodes or path in self.directories
 

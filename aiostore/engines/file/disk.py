@@ -161,6 +161,10 @@ class Disk:
             return False
         return True
 
+    def remove_directory(self, path: str) -> None:
+        """Delete the directory, which is empty."""
+        os.rmdir(path)
+
     def exists(self, path: str) -> bool:
         """Whether there is anything of this name."""
         return os.path.lexists(path)

@@ -64,11 +64,26 @@ class WriterLock:
 
 def _locked(disk: Disk, file: int, path: str) -> StoreLocked:
     directory = path.rpartition("/")[0]
-    try:
-        holder = msgspec.json.decode(disk.read(file, 4096, 0), type=_Holder)
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # what it says is only for people
-        return StoreLocked(directory, 0)
+    holder = _holder(disk, file)
     return StoreLocked(directory, holder.pid, own=(holder.pid, holder.host) == disk.process())
+
+
+def _holder(disk: Disk, file: int) -> _Holder:
+    try:
+        return msgspec.json.decode(disk.read(file, 4096, 0), type=_Holder)
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # what it says is only for people
+        return _Holder(0, "")
+
+
+def holder_of(disk: Disk, path: str) -> int:
+    """The pid of the last process that took the lock, as it said; 0 if that is not known."""
+    if not disk.exists(path):
+        return 0
+    file = disk.open_read(path)
+    try:
+        return _holder(disk, file).pid
+    finally:
+        disk.close(file)
 
 
 def writer_lives(disk: Disk, path: str) -> bool:

@@ -84,6 +84,14 @@ def make_directories(disk: Disk, directory: str) -> None:
 def create_manifest(disk: Disk, directory: str, store_id: str, created: str) -> Manifest:
     """Write the manifest of a new store, durably and at once: a crash leaves it whole or not there."""
     manifest = Manifest(FORMAT, FORMAT, store_id, created, first_segment=1)
+    write_manifest(disk, directory, manifest)
+    # A crash may have come between making the directory and syncing the one above.
+    disk.sync_directory(directory.rpartition("/")[0] or "/")
+    return manifest
+
+
+def write_manifest(disk: Disk, directory: str, manifest: Manifest) -> None:
+    """Write it in the place of what is there, durably and at once: a crash leaves the one or the other."""
     temporary = f"{directory}/{_TEMPORARY}"
     file = disk.open_write(temporary)
     try:
@@ -94,6 +102,3 @@ def create_manifest(disk: Disk, directory: str, store_id: str, created: str) -> 
         disk.close(file)
     disk.replace(temporary, f"{directory}/{MANIFEST_NAME}")
     disk.sync_directory(directory)
-    # A crash may have come between making the directory and syncing the one above.
-    disk.sync_directory(directory.rpartition("/")[0] or "/")
-    return manifest

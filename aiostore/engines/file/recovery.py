@@ -63,14 +63,15 @@ def survey(
     going_on: Callable[[], None] = lambda: None,
     sealed: Sealed = lambda _index, _part: None,
     part_bytes_min: int = PART_BYTES_MIN,
+    index: Index | None = None,
 ) -> Survey:
     """Scan all segments but those that runs are the index of. ``tolerant`` goes on behind damage; else it ends there.
 
     ``watching``, beside a writer, takes only what is known to be durable. ``going_on`` is called again and again, and
-    may raise to end it.
+    may raise to end it. ``index``: what the lines are entered into; without it, a new one.
     """
     head = read_head(disk, f"{directory}/{HEAD_NAME}", manifest.store_id)
-    found = Survey(Index(manifest.store_id, part_bytes_min), head)
+    found = Survey(Index(manifest.store_id, part_bytes_min) if index is None else index, head)
     firsts = [first for name in disk.names(directory) if (first := segment_first(name))]
     runs_by_first = {run.first_event_id: run for run in runs}
     expected = manifest.first_segment

@@ -107,6 +107,11 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run {self.first_event_id}–{self.last_event_id}, {len(self.segments)} segments, {self.size} bytes>"
 
+    @property
+    def fence(self) -> Sequence[int]:
+        """The first key of each block of keys, as the directory says it."""
+        return self._fence
+
     # --- lookups ---
 
     def segment_of(self, event_id: int) -> RunSegment:
