@@ -7,7 +7,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,6 +139,9 @@ class MemoryDisk(Disk):
         read = [self.read_nowait(file, end - start, start) for start, end in spans]
         found = [data for data in read if data is not None]
         return found if len(found) == len(read) else None
+
+    def prefetch(self, file: int, spans: Iterable[tuple[int, int]]) -> None:
+        pass
 
     def size(self, file: int) -> int:
         return len(self._opened[file].data)

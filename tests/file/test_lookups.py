@@ -6,14 +6,16 @@ import asyncio
 import gc
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any
 
 import pytest
 
-from aiostore.engine import Question
+from aiostore.engine import Question, Selection
 from aiostore.engines.file import index as index_module
 from aiostore.engines.file.segment import LinePlaces, Segment
+from tests.file.disks import MemoryDisk
 from tests.file.driver import counted, opened_to_write, started
 from tests.file.sealed_stores import (
     SMALL,
@@ -186,3 +188,85 @@ async def test_nothing_of_the_index_is_waited_for_in_the_loop() -> None:
     gc.collect()
     assert opened == set()
     assert in_loop == []
+
+
+class ColdDisk(GatedDisk):
+    """A disk with nothing in memory that notes, on the reading threads, what is asked for ahead and what is read."""
+
+    def __init__(self, files: dict[str, bytes] | None = None) -> None:
+        super().__init__(files, cold=True)
+        self.noted: list[tuple[str, int, int]] = []
+
+    def prefetch(self, file: int, spans: Iterable[tuple[int, int]]) -> None:
+        assert threading.current_thread().name.startswith("aiostore-read"), "it may take the device's time"
+        self.noted += [("prefetch", file, start) for start, _ in spans]
+
+    def read(self, file: int, size: int, offset: int) -> bytes:
+        if threading.current_thread().name.startswith("aiostore-read"):
+            self.noted.append(("read", file, offset))
+        return super().read(file, size, offset)
+
+
+async def scattered_store(disk: MemoryDisk) -> None:
+    """Events of two streams in turn, in several runs and in the part in memory."""
+    engine, driver = await started("/s", disk, **SMALL)
+    while len(runs_of(engine)) < 3:
+        await driver.commit(counted(1, "a"), counted(1, "b"))
+        await settled(engine)
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_page_that_is_not_in_memory_takes_one_trip_and_is_asked_of_the_device_at_once(
+    backwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MemoryDisk()
+    await scattered_store(made)
+    disk = ColdDisk(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    forget_blocks(engine)
+    disk.noted.clear()
+    trips = 0
+    loop = asyncio.get_running_loop()
+    run_in_executor = loop.run_in_executor
+
+    def counted_trip(*args: Any) -> Any:
+        nonlocal trips
+        trips += 1
+        return run_in_executor(*args)
+
+    monkeypatch.setattr(loop, "run_in_executor", counted_trip)
+    selection = Selection(up_to=driver.head, stream_id="a", backwards=backwards)
+    page = await engine.read(selection, None, 500)
+    versions = range(1, driver.versions["a"] + 1)
+    assert [event.version for event in page.events] == list(versions[::-1] if backwards else versions)
+    assert trips == 1
+    # What is read was asked for before: of the runs the keys, then the offsets, and then all lines.
+    kinds = [kind for kind, _ in groupby(noted[0] for noted in disk.noted)]
+    assert kinds == ["prefetch", "read"] * 3
+    asked: set[tuple[int, int]] = set()
+    for kind, file, start in disk.noted:
+        if kind == "prefetch":
+            asked.add((file, start))
+        else:
+            assert (file, start) in asked
+    await engine.aclose()
+    assert disk.held == 0
+
+
+async def test_what_is_in_memory_is_not_asked_of_the_device() -> None:
+    made = MemoryDisk()
+    await scattered_store(made)
+    disk = ColdDisk(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    selection = Selection(up_to=driver.head, stream_id="a")
+    await engine.read(selection, None, 500)
+    disk.noted.clear()
+    await engine.read(selection, None, 500)  # the blocks of the index are held now
+    assert {kind for kind, _ in groupby(noted[0] for noted in disk.noted)} == {"prefetch", "read"}
+    assert not {file for _, file, _ in disk.noted} & {run._file for run in runs_of(engine)}
+    disk.cold = False
+    disk.noted.clear()
+    await engine.read(selection, None, 500)
+    assert disk.noted == []
+    await engine.aclose()

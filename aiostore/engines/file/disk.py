@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar, cast
@@ -114,6 +114,13 @@ class Disk:
                 return None
             raise
         return read
+
+    def prefetch(self, file: int, spans: Iterable[tuple[int, int]]) -> None:
+        """Have the device read from each start to its end, all at the same time; a hint, given by who will wait."""
+        if not _DARWIN:
+            with contextlib.suppress(OSError):  # it is a hint, and some file systems take none
+                for start, end in spans:
+                    os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def size(self, file: int) -> int:
         """The size of the file in bytes."""

@@ -7,7 +7,7 @@ import errno
 import functools
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, Typecode, decode_numbers
@@ -140,6 +140,25 @@ class Run:
         if last <= number:
             return range(place + start, place + len(block))
         return range(place + start, last * BLOCK_KEYS + bisect_right(self._keys(last), most))
+
+    def prefetch(self, term: Term) -> None:
+        """Have the device read what `places` will look at: for a thread that is to look at several runs."""
+        if self._fence:
+            least = self._hashes.least(term) if term.hashed is None else term.hashed
+            first = max(0, bisect_right(self._fence, least) - 1)
+            last = max(first, bisect_right(self._fence, least + ORDINAL_MASK) - 1)
+            self._prefetch_blocks({self._offset_blocks + first, self._offset_blocks + last})
+
+    def prefetch_spans(self, ids: Iterable[int]) -> None:
+        """Have the device read what `spans` will look at, of those events that are of this run."""
+        first, last = self.first_event_id, self.last_event_id
+        self._prefetch_blocks({(event_id - first) // BLOCK_OFFSETS for event_id in ids if first <= event_id <= last})
+
+    def _prefetch_blocks(self, numbers: Iterable[int]) -> None:
+        missing = [number for number in numbers if not self._blocks.holds(self._number + number)]
+        if missing and self._file >= 0:
+            starts = [self._blocks_at + number * BLOCK_BYTES for number in missing]
+            self._disk.prefetch(self._file, [(start, start + BLOCK_BYTES) for start in starts])
 
     def ids(self, term: Term, places: range) -> list[int]:
         """The event_ids at neighbouring places, in their order, which may be descending."""

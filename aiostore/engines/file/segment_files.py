@@ -20,8 +20,15 @@ GAP_BYTES = 1024
 NOWAIT_BYTES_MAX = 1024 * 1024
 """More than this is not copied in the loop."""
 
+PIECES_PREFETCHED = 32
+"""So many pieces are asked of the device at once, with their files held open."""
+
 OPEN_FILES_MAX = 256
 """So many segments are held open for reading."""
+
+
+ReadLines = tuple[list[list[bytes]], OSError | None]
+"""The lines of each piece; where one cannot be read, those before it, and the error."""
 
 
 class _Open:
@@ -46,7 +53,7 @@ class SegmentFiles:
         self._opened: OrderedDict[int, _Open] = OrderedDict()
         self._refusing = False
 
-    async def read_all(self, pieces: Sequence[Piece]) -> tuple[list[list[bytes]], OSError | None]:
+    async def read_all(self, pieces: Sequence[Piece]) -> ReadLines:
         """The lines of each piece, without their newlines; where one cannot be read, those before it, and the error.
 
         Cancellation leaves nothing behind. Raises `StoreClosed` after `refuse`.
@@ -55,10 +62,20 @@ class SegmentFiles:
             raise StoreClosed
         read: list[list[bytes]] = []
         error = self._read_nowait(pieces, read)
-        if error is None and len(read) < len(pieces):
-            loop = asyncio.get_running_loop()
-            error = await loop.run_in_executor(self._threads, self._read_waiting, pieces[len(read) :], read)
-        return read, error
+        if error is not None or len(read) == len(pieces):
+            return read, error
+        loop = asyncio.get_running_loop()
+        further, error = await loop.run_in_executor(self._threads, self.read_waiting, pieces[len(read) :])
+        return read + further, error
+
+    def read_waiting(self, pieces: Sequence[Piece]) -> ReadLines:
+        """The same on a thread, which waits for the device."""
+        read: list[list[bytes]] = []
+        for start in range(0, len(pieces), PIECES_PREFETCHED):
+            error = self._read_prefetched(pieces[start : start + PIECES_PREFETCHED], read)
+            if error is not None:
+                return read, error
+        return read, None
 
     def _read_nowait(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
         """Read as many as are in memory."""
@@ -79,19 +96,31 @@ class SegmentFiles:
             read.append(lines)
         return None
 
-    def _read_waiting(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
-        for piece in pieces:
+    def _read_prefetched(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
+        held: list[_Open] = []
+        not_opened: OSError | None = None
+        try:
             try:
-                opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
-                try:
-                    lines = _lines(self._disk.read_each, opened.file, piece)
-                finally:
-                    self._give_back(opened)
-            except OSError as error:
-                return error
-            assert lines is not None, "it waits"
-            read.append(lines)
-        return None
+                for piece in pieces:
+                    opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
+                    held.append(opened)
+            except OSError as error:  # those before it are read all the same
+                not_opened = error
+            if len(pieces) > 1 or pieces[0].spans is not None:
+                # Asked for one after another, each would take the device's time: with a disk cache that is cold, it is
+                # most of what a page of scattered events takes.
+                for piece, opened in zip(pieces, held, strict=False):
+                    self._disk.prefetch(opened.file, _spans_read(piece))
+            for piece, opened in zip(pieces, held, strict=False):
+                lines = _lines(self._disk.read_each, opened.file, piece)
+                assert lines is not None, "it waits"
+                read.append(lines)
+        except OSError as error:
+            return error
+        finally:
+            for opened in held:
+                self._give_back(opened)
+        return not_opened
 
     def _take(self, first_event_id: int) -> _Open | None:
         with self._mutex:
@@ -141,15 +170,19 @@ class SegmentFiles:
 Read = Callable[[int, Spans], list[bytes] | None]
 
 
+def _spans_read(piece: Piece) -> Spans:
+    """From where to where the piece is read."""
+    return [(piece.start, piece.end)] if piece.spans is None else _grouped(piece.spans)
+
+
 def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
     """The lines of the piece, without their newlines; None where a read gives none."""
-    if piece.spans is None:
-        data = read(file, [(piece.start, piece.end)])
-        return None if data is None else lines_of(data[0])
-    groups = _grouped(piece.spans)
+    groups = _spans_read(piece)
     data = read(file, groups)
     if data is None:
         return None
+    if piece.spans is None:
+        return lines_of(data[0])
     if len(groups) == len(piece.spans):
         return [line[:-1] for line in data]
     lines: list[bytes] = []
