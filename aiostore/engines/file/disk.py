@@ -101,14 +101,20 @@ class Disk:
         """The same if all of them are in memory, else None: never waits for a device."""
         if _DARWIN:
             return None
-        buffer = memoryview(bytearray(max([end - start for start, end in spans])))
+        room = 0
+        buffer = memoryview(b"")
+        preadv, nowait = os.preadv, os.RWF_NOWAIT
         read: list[bytes] = []
         try:
             for start, end in spans:
-                view = buffer[: end - start]
-                if os.preadv(file, [view], start, os.RWF_NOWAIT) < end - start:
+                size = end - start
+                if size > room:
+                    room = size + size // 8  # the next may be a little longer
+                    buffer = memoryview(bytearray(room))
+                view = buffer[:size]
+                if preadv(file, [view], start, nowait) < size:
                     return None
-                read.append(bytes(view))
+                read.append(view.tobytes())
         except OSError as error:
             if error.errno in _WOULD_BLOCK:
                 return None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -65,7 +64,7 @@ class PageReader:
         """See `Engine.read`."""
         head = self._index.head.event_id
         if selection.up_to > head:
-            selection = replace(selection, up_to=head)
+            selection = selection._replace(up_to=head)
         if selection.stream_id is not None:
             return await self._stream(selection.stream_id, selection, cursor, max_events)
         if self._index.damages:
@@ -95,7 +94,7 @@ class PageReader:
     def _run(self, first: int, last: int, backwards: bool) -> tuple[range, list[Piece]]:
         return range(first, last + 1), (runs_down if backwards else runs_up)(self._index, first, last)
 
-    def _prefetch(self, terms: Iterable[Term]) -> None:
+    def _prefetch(self, terms: Sequence[Term]) -> None:
         """On a thread: have the device read at once what each run says of the terms."""
         if self._may_wait():
             for run in runs_of(self._index):
@@ -224,7 +223,7 @@ class PageReader:
         self, selection: Selection, query: Query, cursor: int | None, count: int
     ) -> tuple[Sequence[int], list[Piece]]:
         low, high = bounds(selection, cursor)
-        self._prefetch(Term(Kind.TAG, tag) for item in query.items for tag in item.tags)
+        self._prefetch([Term(Kind.TAG, tag) for item in query.items for tag in item.tags])
         walk = candidates(self._index.sources, query, low, high, backwards=selection.backwards)
         return self._scattered(list(islice(walk, count)))
 
@@ -237,9 +236,13 @@ class PageReader:
         events = await self._events(pieces, read, selection.backwards)
         # Events of others count like versions where they have the same hash: with a bound above, no place may be left.
         is_sure = found.selected or selection.to_version is None or bounds(selection, cursor)[0] == 1
-        for place, event in zip(asked, events, strict=False):
-            is_sure = is_sure and event.version == place + 1 and event.stream_id == stream_id
-        if not is_sure:
+        count = len(events)
+        versions = [place + 1 for place in asked[:count]]
+        if not (
+            is_sure
+            and [event.version for event in events] == versions
+            and [event.stream_id for event in events].count(stream_id) == count
+        ):
             return await self._stream_by_lines(stream_id, selection, cursor, max_events)
         return _page(events, selection, None if len(events) == len(found.selected) else events[-1].event_id)
 
@@ -317,10 +320,10 @@ class PageReader:
             return await self._undamaged(selection, cursor, max_events)
         damage = inside[-1] if selection.backwards else inside[0]
         if selection.backwards:
-            clear, stop = replace(selection, after=damage.last), damage.last + 1
+            clear, stop = selection._replace(after=damage.last), damage.last + 1
             is_there = damage.last >= high
         else:
-            clear, stop = replace(selection, up_to=damage.first - 1), damage.first - 1
+            clear, stop = selection._replace(up_to=damage.first - 1), damage.first - 1
             is_there = damage.first <= low
         if is_there:
             raise damage.error()

@@ -79,31 +79,28 @@ class SegmentFiles:
 
     def _read_nowait(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
         """Read as many as are in memory."""
-        for piece in pieces:
-            if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
-                return None
-            opened = self._take(piece.segment.first_event_id)
-            if opened is None:
-                return None
-            try:
+        held = self._take(pieces)
+        try:
+            for piece, opened in zip(pieces, held, strict=False):
+                if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
+                    return None
                 lines = _lines(self._disk.read_each_nowait, opened.file, piece)
-            except OSError as error:
-                return error
-            finally:
-                self._give_back(opened)
-            if lines is None:
-                return None
-            read.append(lines)
+                if lines is None:
+                    return None
+                read.append(lines)
+        except OSError as error:
+            return error
+        finally:
+            self._give_back(held)
         return None
 
     def _read_prefetched(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
-        held: list[_Open] = []
+        held = self._take(pieces)
         not_opened: OSError | None = None
         try:
             try:
-                for piece in pieces:
-                    opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
-                    held.append(opened)
+                for piece in pieces[len(held) :]:
+                    held += self._take([piece]) or [self._open(piece.segment)]
             except OSError as error:  # those before it are read all the same
                 not_opened = error
             if len(pieces) > 1 or pieces[0].spans is not None:
@@ -118,17 +115,22 @@ class SegmentFiles:
         except OSError as error:
             return error
         finally:
-            for opened in held:
-                self._give_back(opened)
+            self._give_back(held)
         return not_opened
 
-    def _take(self, first_event_id: int) -> _Open | None:
+    def _take(self, pieces: Sequence[Piece]) -> list[_Open]:
+        """The files of the pieces, up to the first that is not open."""
+        taken: list[_Open] = []
         with self._mutex:
-            opened = self._opened.get(first_event_id)
-            if opened is not None:
+            for piece in pieces:
+                first = piece.segment.first_event_id
+                opened = self._opened.get(first)
+                if opened is None:
+                    break
                 opened.users += 1
-                self._opened.move_to_end(first_event_id)
-            return opened
+                self._opened.move_to_end(first)
+                taken.append(opened)
+        return taken
 
     def _open(self, segment: Segment) -> _Open:
         mine = _Open(self._disk.open_read(segment.path))
@@ -139,9 +141,10 @@ class SegmentFiles:
             self._disk.close(mine.file)
         return opened
 
-    def _give_back(self, opened: _Open) -> None:
+    def _give_back(self, taken: Sequence[_Open]) -> None:
         with self._mutex:
-            opened.users -= 1
+            for opened in taken:
+                opened.users -= 1
             superfluous = []
             if len(self._opened) > self._open_max:
                 idle = [first for first, other in self._opened.items() if not other.users]
@@ -184,7 +187,7 @@ def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
     if piece.spans is None:
         return lines_of(data[0])
     if len(groups) == len(piece.spans):
-        return [line[:-1] for line in data]
+        return data
     lines: list[bytes] = []
     place, group = -1, (0, -1)
     for start, end in piece.spans:
@@ -196,16 +199,16 @@ def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
 
 
 def _grouped(spans: Spans) -> Spans:
-    """What to read for lines that go up or down: those near to each other at once."""
+    """What to read for lines that go up or down: those near to each other at once, without the last newline."""
     groups: list[tuple[int, int]] = []
     low, high = spans[0]
     for start, end in spans:
         if start > high + GAP_BYTES or end < low - GAP_BYTES:
-            groups.append((low, high))
+            groups.append((low, high - 1))
             low, high = start, end
         elif start < low:
             low = start
         elif end > high:
             high = end
-    groups.append((low, high))
+    groups.append((low, high - 1))
     return groups
