@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import random
 import threading
@@ -14,7 +15,9 @@ import pytest
 
 from aiostore.engine import Question, Selection
 from aiostore.engines.file import index as index_module
+from aiostore.engines.file import segment_files
 from aiostore.engines.file.segment import LinePlaces, Segment
+from aiostore.errors import StoreCorrupt
 from tests.file.disks import MemoryDisk
 from tests.file.driver import counted, opened_to_write, started
 from tests.file.sealed_stores import (
@@ -270,3 +273,66 @@ async def test_what_is_in_memory_is_not_asked_of_the_device() -> None:
     await engine.read(selection, None, 500)
     assert disk.noted == []
     await engine.aclose()
+
+
+async def test_of_a_large_page_only_so_much_is_asked_of_the_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_files, "SPANS_PREFETCHED", 3)
+    monkeypatch.setattr(segment_files, "PIECES_AT_ONCE", 5)
+    made = MemoryDisk()
+    await scattered_store(made)
+    disk = ColdDisk(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    disk.noted.clear()
+    page = await engine.read(Selection(up_to=driver.head, stream_id="a"), None, 500)
+    assert len(page.events) == driver.versions["a"]
+    runs = {run._file for run in runs_of(engine)}
+    waiting: set[tuple[int, int]] = set()
+    most = 0
+    for kind, file, start in disk.noted:
+        if file not in runs:
+            waiting.symmetric_difference_update(
+                {(file, start)} if kind == "prefetch" or (file, start) in waiting else ()
+            )
+            most = max(most, len(waiting))
+    assert not waiting
+    assert most == 3
+    await engine.aclose()
+    assert disk.held == 0
+
+
+@pytest.mark.parametrize("bad", ["open", "read"])
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_what_comes_before_a_line_that_a_cold_disk_cannot_read_is_served(bad: str, backwards: bool) -> None:
+    made = MemoryDisk()
+    await scattered_store(made)
+
+    class Failing(ColdDisk):
+        path = ""
+
+        def open_read(self, path: str) -> int:
+            if path == self.path and bad == "open":
+                raise OSError(errno.EIO, "bad sector")
+            return super().open_read(path)
+
+        def read(self, file: int, size: int, offset: int) -> bytes:
+            if self.path and self._opened[file] is self.inodes[self.path]:
+                raise OSError(errno.EIO, "bad sector")
+            return super().read(file, size, offset)
+
+    disk = Failing(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    assert engine._opened is not None
+    engine._opened.files.close()  # it is opened again when it is read
+    segment = engine._opened.index.segments[1]
+    disk.path = segment.path
+    selection = Selection(up_to=driver.head, stream_id="a", backwards=backwards)
+    page = await engine.read(selection, None, 500)
+    beside = segment.last_event_id if backwards else segment.first_event_id
+    assert page.events
+    assert page.cursor is not None
+    assert all(event.event_id > beside if backwards else event.event_id < beside for event in page.events)
+    assert abs(page.cursor - beside) <= 2, "all before it"
+    with pytest.raises(StoreCorrupt, match="cannot be read"):
+        await engine.read(selection, page.cursor, 500)
+    await engine.aclose()
+    assert disk.held == 0

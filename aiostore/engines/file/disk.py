@@ -90,15 +90,20 @@ class Disk:
 
     def read_nowait(self, file: int, size: int, offset: int) -> bytes | None:
         """Read so many bytes if all of them are in memory, else None: never waits for a device."""
-        read = self.read_each_nowait(file, [(offset, offset + size)])
-        return None if read is None else read[0]
-
-    def read_each(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes from each start to its end, fewer only at the end of the file."""
-        return [self.read(file, end - start, start) for start, end in spans]
+        if _DARWIN:
+            return None
+        buffer = bytearray(size)
+        try:
+            if os.preadv(file, [buffer], offset, os.RWF_NOWAIT) < size:
+                return None
+        except OSError as error:
+            if error.errno in _WOULD_BLOCK:
+                return None
+            raise
+        return bytes(buffer)
 
     def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
-        """The same if all of them are in memory, else None: never waits for a device."""
+        """The bytes from each start to its end if all of them are in memory, else None: never waits for a device."""
         if _DARWIN:
             return None
         room = 0

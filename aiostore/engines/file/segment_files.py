@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import lines_of
-from aiostore.engines.file.pieces import Piece, Spans
+from aiostore.engines.file.pieces import Piece, Span, Spans
 from aiostore.engines.file.segment import Segment
 from aiostore.errors import StoreClosed
 
@@ -20,8 +20,11 @@ GAP_BYTES = 1024
 NOWAIT_BYTES_MAX = 1024 * 1024
 """More than this is not copied in the loop."""
 
-PIECES_PREFETCHED = 32
-"""So many pieces are asked of the device at once, with their files held open."""
+PIECES_AT_ONCE = 32
+"""Of so many pieces the files are held open at once."""
+
+SPANS_PREFETCHED = 32
+"""So much is asked of the device at once: one after another takes the time of each, all together hold up a commit."""
 
 OPEN_FILES_MAX = 256
 """So many segments are held open for reading."""
@@ -71,8 +74,8 @@ class SegmentFiles:
     def read_waiting(self, pieces: Sequence[Piece]) -> ReadLines:
         """The same on a thread, which waits for the device."""
         read: list[list[bytes]] = []
-        for start in range(0, len(pieces), PIECES_PREFETCHED):
-            error = self._read_prefetched(pieces[start : start + PIECES_PREFETCHED], read)
+        for start in range(0, len(pieces), PIECES_AT_ONCE):
+            error = self._read_some(pieces[start : start + PIECES_AT_ONCE], read)
             if error is not None:
                 return read, error
         return read, None
@@ -84,17 +87,18 @@ class SegmentFiles:
             for piece, opened in zip(pieces, held, strict=False):
                 if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
                     return None
-                lines = _lines(self._disk.read_each_nowait, opened.file, piece)
-                if lines is None:
+                spans = _spans_read(piece)
+                data = self._disk.read_each_nowait(opened.file, spans)
+                if data is None:
                     return None
-                read.append(lines)
+                read.append(_lines(piece, spans, data))
         except OSError as error:
             return error
         finally:
             self._give_back(held)
         return None
 
-    def _read_prefetched(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
+    def _read_some(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
         held = self._take(pieces)
         not_opened: OSError | None = None
         try:
@@ -103,20 +107,33 @@ class SegmentFiles:
                     held += self._take([piece]) or [self._open(piece.segment)]
             except OSError as error:  # those before it are read all the same
                 not_opened = error
-            if len(pieces) > 1 or pieces[0].spans is not None:
-                # Asked for one after another, each would take the device's time: with a disk cache that is cold, it is
-                # most of what a page of scattered events takes.
-                for piece, opened in zip(pieces, held, strict=False):
-                    self._disk.prefetch(opened.file, _spans_read(piece))
-            for piece, opened in zip(pieces, held, strict=False):
-                lines = _lines(self._disk.read_each, opened.file, piece)
-                assert lines is not None, "it waits"
-                read.append(lines)
-        except OSError as error:
-            return error
+            spans = [_spans_read(piece) for piece in pieces[: len(held)]]
+            wanted = [(opened.file, span) for opened, own in zip(held, spans, strict=True) for span in own]
+            data, not_read = self._read_prefetched(wanted)
         finally:
             self._give_back(held)
-        return not_opened
+        at = 0
+        for piece, own in zip(pieces, spans, strict=False):
+            if at + len(own) > len(data):
+                break
+            read.append(_lines(piece, own, data[at : at + len(own)]))
+            at += len(own)
+        return not_read or not_opened
+
+    def _read_prefetched(self, wanted: Sequence[tuple[int, Span]]) -> tuple[list[bytes], OSError | None]:
+        """The bytes of spans of files; where one cannot be read, those before it, and the error."""
+        data: list[bytes] = []
+        for first in range(0, len(wanted), SPANS_PREFETCHED):
+            some = wanted[first : first + SPANS_PREFETCHED]
+            if len(some) > 1:
+                for file, span in some:
+                    self._disk.prefetch(file, [span])
+            try:
+                for file, (start, end) in some:
+                    data.append(self._disk.read(file, end - start, start))
+            except OSError as error:
+                return data, error
+        return data, None
 
     def _take(self, pieces: Sequence[Piece]) -> list[_Open]:
         """The files of the pieces, up to the first that is not open."""
@@ -170,20 +187,13 @@ class SegmentFiles:
         self.close()
 
 
-Read = Callable[[int, Spans], list[bytes] | None]
-
-
 def _spans_read(piece: Piece) -> Spans:
     """From where to where the piece is read."""
     return [(piece.start, piece.end)] if piece.spans is None else _grouped(piece.spans)
 
 
-def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
-    """The lines of the piece, without their newlines; None where a read gives none."""
-    groups = _spans_read(piece)
-    data = read(file, groups)
-    if data is None:
-        return None
+def _lines(piece: Piece, groups: Spans, data: list[bytes]) -> list[bytes]:
+    """The lines of the piece, without their newlines, out of what was read."""
     if piece.spans is None:
         return lines_of(data[0])
     if len(groups) == len(piece.spans):
