@@ -7,7 +7,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,7 +140,7 @@ class MemoryDisk(Disk):
         found = [data for data in read if data is not None]
         return found if len(found) == len(read) else None
 
-    def prefetch(self, file: int, spans: Iterable[tuple[int, int]]) -> None:
+    def prefetch(self, file: int, start: int, end: int) -> None:
         pass
 
     def size(self, file: int) -> int:

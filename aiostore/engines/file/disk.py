@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar, cast
@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says when there is no room."""
+
+PREFETCHED_MAX: Final = 32
+"""So much is asked of the device at once: one after another takes the time of each, all together hold up a commit."""
 
 _NOT_THERE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY})
 _WOULD_BLOCK: Final = _NOT_THERE | {errno.EAGAIN}
@@ -126,12 +129,11 @@ class Disk:
             raise
         return read
 
-    def prefetch(self, file: int, spans: Iterable[tuple[int, int]]) -> None:
-        """Have the device read from each start to its end, all at the same time; a hint, given by who will wait."""
+    def prefetch(self, file: int, start: int, end: int) -> None:
+        """Have the device begin to read from the start to the end; a hint, given on a thread that may wait."""
         if not _DARWIN:
-            with contextlib.suppress(OSError):  # it is a hint, and some file systems take none
-                for start, end in spans:
-                    os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):  # some file systems take none
+                os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def size(self, file: int) -> int:
         """The size of the file in bytes."""

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from aiostore.engine import Commit, Page, Selection
+from aiostore.engines.file.disk import PREFETCHED_MAX
 from aiostore.engines.file.format import (
     LINE_BYTES_MIN,
     Damaged,
@@ -37,6 +38,9 @@ from aiostore.query import Query
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+TERMS_PREFETCHED_MAX = 4
+"""Of a query that names more, the others are read when it is their turn: a query may name thousands."""
 
 EXAMINED_MIN = 32
 EXAMINED_MAX = 2000
@@ -87,8 +91,13 @@ class PageReader:
 
     def _scattered(self, ids: Sequence[int]) -> tuple[Sequence[int], list[Piece]]:
         if self._may_wait():
-            for run in runs_of(self._index):
-                run.prefetch_spans(ids)
+            lacking = [(run, number) for run in runs_of(self._index) for number in run.lacking(ids)]
+            for first in range(0, len(lacking), PREFETCHED_MAX):
+                some = lacking[first : first + PREFETCHED_MAX]
+                for run, number in some if len(some) > 1 else ():
+                    run.prefetch_block(number)
+                for run, number in some:
+                    run.load(number)
         return ids, scattered(self._index, ids)
 
     def _run(self, first: int, last: int, backwards: bool) -> tuple[range, list[Piece]]:
@@ -98,7 +107,7 @@ class PageReader:
         """On a thread: have the device read at once what each run says of the terms."""
         if self._may_wait():
             for run in runs_of(self._index):
-                for term in terms:
+                for term in terms[:TERMS_PREFETCHED_MAX]:
                     run.prefetch(term)
 
     # --- single lines ---

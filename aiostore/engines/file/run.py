@@ -147,18 +147,25 @@ class Run:
             least = self._hashes.least(term) if term.hashed is None else term.hashed
             first = max(0, bisect_right(self._fence, least) - 1)
             last = max(first, bisect_right(self._fence, least + ORDINAL_MASK) - 1)
-            self._prefetch_blocks({self._offset_blocks + first, self._offset_blocks + last})
+            for number in {self._offset_blocks + first, self._offset_blocks + last}:
+                if not self._blocks.holds(self._number + number):
+                    self.prefetch_block(number)
 
-    def prefetch_spans(self, ids: Iterable[int]) -> None:
-        """Have the device read what `spans` will look at, of those events that are of this run."""
+    def lacking(self, ids: Iterable[int]) -> list[int]:
+        """Which blocks `spans` will look at, for those events that are of this run, and must read."""
         first, last = self.first_event_id, self.last_event_id
-        self._prefetch_blocks({(event_id - first) // BLOCK_OFFSETS for event_id in ids if first <= event_id <= last})
+        numbers = {(event_id - first) // BLOCK_OFFSETS for event_id in ids if first <= event_id <= last}
+        return [number for number in sorted(numbers) if not self._blocks.holds(self._number + number)]
 
-    def _prefetch_blocks(self, numbers: Iterable[int]) -> None:
-        missing = [number for number in numbers if not self._blocks.holds(self._number + number)]
-        if missing and self._file >= 0:
-            starts = [self._blocks_at + number * BLOCK_BYTES for number in missing]
-            self._disk.prefetch(self._file, [(start, start + BLOCK_BYTES) for start in starts])
+    def prefetch_block(self, number: int) -> None:
+        """Have the device read the block."""
+        if self._file >= 0:
+            start = self._blocks_at + number * BLOCK_BYTES
+            self._disk.prefetch(self._file, start, start + BLOCK_BYTES)
+
+    def load(self, number: int) -> None:
+        """Read a block that `lacking` named."""
+        self._starts(number)
 
     def ids(self, term: Term, places: range) -> list[int]:
         """The event_ids at neighbouring places, in their order, which may be descending."""

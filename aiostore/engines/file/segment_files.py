@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.disk import PREFETCHED_MAX, Disk
 from aiostore.engines.file.format import lines_of
 from aiostore.engines.file.pieces import Piece, Span, Spans
 from aiostore.engines.file.segment import Segment
@@ -23,8 +23,6 @@ NOWAIT_BYTES_MAX = 1024 * 1024
 PIECES_AT_ONCE = 32
 """Of so many pieces the files are held open at once."""
 
-SPANS_PREFETCHED = 32
-"""So much is asked of the device at once: one after another takes the time of each, all together hold up a commit."""
 
 OPEN_FILES_MAX = 256
 """So many segments are held open for reading."""
@@ -123,11 +121,11 @@ class SegmentFiles:
     def _read_prefetched(self, wanted: Sequence[tuple[int, Span]]) -> tuple[list[bytes], OSError | None]:
         """The bytes of spans of files; where one cannot be read, those before it, and the error."""
         data: list[bytes] = []
-        for first in range(0, len(wanted), SPANS_PREFETCHED):
-            some = wanted[first : first + SPANS_PREFETCHED]
+        for first in range(0, len(wanted), PREFETCHED_MAX):
+            some = wanted[first : first + PREFETCHED_MAX]
             if len(some) > 1:
-                for file, span in some:
-                    self._disk.prefetch(file, [span])
+                for file, (start, end) in some:
+                    self._disk.prefetch(file, start, end)
             try:
                 for file, (start, end) in some:
                     data.append(self._disk.read(file, end - start, start))
@@ -214,11 +212,11 @@ def _grouped(spans: Spans) -> Spans:
     low, high = spans[0]
     for start, end in spans:
         if start > high + GAP_BYTES or end < low - GAP_BYTES:
-            groups.append((low, high - 1))
+            groups.append((low, high - 1 if high > low else high))
             low, high = start, end
         elif start < low:
             low = start
         elif end > high:
             high = end
-    groups.append((low, high - 1))
+    groups.append((low, high - 1 if high > low else high))  # an event that is missing has no bytes
     return groups
