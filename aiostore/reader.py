@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from aiostore.engine import PAGE_EVENTS, Engine, Page, Question, Selection
@@ -142,7 +141,7 @@ class Reader(AsyncIterator[Event]):
                 up_to = await self._engine.first_since(self._until, up_to) - 1
             if self._since is not None and after < up_to:
                 after = max(after, await self._engine.first_since(self._since, up_to) - 1)
-        self._selection = replace(self._selection, after=after, up_to=up_to)
+        self._selection = self._selection._replace(after=after, up_to=up_to)
         return head
 
     async def _find_version(self, page: Page, head: int) -> int:

@@ -141,6 +141,9 @@ class MemoryDisk(Disk):
         found = [data for data in read if data is not None]
         return found if len(found) == len(read) else None
 
+    def prefetch(self, file: int, start: int, end: int) -> None:
+        pass
+
     def size(self, file: int) -> int:
         return len(self._opened[file].data)
 

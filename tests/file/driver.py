@@ -121,7 +121,7 @@ def read_now(disk: Disk, index: Index, **bounds: Any) -> tuple[list[Event], Stor
     """What a reader gets of a selection, and the error that ends it."""
     files = SegmentFiles(disk, cast("Executor", None))
     for segment in index.segments:  # a read in the loop needs the file to be open
-        files._give_back(files._open(segment))
+        files._give_back([files._open(segment)])
     reader = PageReader(index, files, Lookups(cast("Executor", None), cast("Any", None)))
     selection = Selection(**{"up_to": index.head.event_id, **bounds})
     found: list[Event] = []

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import random
 import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Executor
+from itertools import groupby
+from typing import Any, cast
 
 import pytest
 
-from aiostore.engine import Question
+from aiostore.engine import Question, Selection
 from aiostore.engines.file import index as index_module
+from aiostore.engines.file import pages as pages_module
+from aiostore.engines.file import segment_files
+from aiostore.engines.file.pieces import Piece
 from aiostore.engines.file.segment import LinePlaces, Segment
+from aiostore.errors import StoreCorrupt
+from tests.file.disks import MemoryDisk
 from tests.file.driver import counted, opened_to_write, started
 from tests.file.sealed_stores import (
     SMALL,
@@ -186,3 +194,164 @@ async def test_nothing_of_the_index_is_waited_for_in_the_loop() -> None:
     gc.collect()
     assert opened == set()
     assert in_loop == []
+
+
+class ColdDisk(GatedDisk):
+    """A disk with nothing in memory that notes, on the reading threads, what is asked for ahead and what is read."""
+
+    def __init__(self, files: dict[str, bytes] | None = None) -> None:
+        super().__init__(files, cold=True)
+        self.noted: list[tuple[str, int, int]] = []
+
+    def prefetch(self, file: int, start: int, end: int) -> None:
+        assert threading.current_thread().name.startswith("aiostore-read"), "it may take the device's time"
+        self.noted.append(("prefetch", file, start))
+
+    def read(self, file: int, size: int, offset: int) -> bytes:
+        if threading.current_thread().name.startswith("aiostore-read"):
+            self.noted.append(("read", file, offset))
+        return super().read(file, size, offset)
+
+
+async def scattered_store(disk: MemoryDisk) -> None:
+    """Events of two streams in turn, in several runs and in the part in memory."""
+    engine, driver = await started("/s", disk, **SMALL)
+    while len(runs_of(engine)) < 3:
+        await driver.commit(counted(1, "a"), counted(1, "b"))
+        await settled(engine)
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_page_that_is_not_in_memory_takes_one_trip_and_is_asked_of_the_device_at_once(
+    backwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MemoryDisk()
+    await scattered_store(made)
+    disk = ColdDisk(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    forget_blocks(engine)
+    disk.noted.clear()
+    trips = 0
+    loop = asyncio.get_running_loop()
+    run_in_executor = loop.run_in_executor
+
+    def counted_trip(*args: Any) -> Any:
+        nonlocal trips
+        trips += 1
+        return run_in_executor(*args)
+
+    monkeypatch.setattr(loop, "run_in_executor", counted_trip)
+    selection = Selection(up_to=driver.head, stream_id="a", backwards=backwards)
+    page = await engine.read(selection, None, 500)
+    versions = range(1, driver.versions["a"] + 1)
+    assert [event.version for event in page.events] == list(versions[::-1] if backwards else versions)
+    assert trips == 1
+    # What is read was asked for before: of the runs the keys, then the offsets, and then all lines.
+    kinds = [kind for kind, _ in groupby(noted[0] for noted in disk.noted)]
+    assert kinds == ["prefetch", "read"] * 3
+    asked: set[tuple[int, int]] = set()
+    for kind, file, start in disk.noted:
+        if kind == "prefetch":
+            asked.add((file, start))
+        else:
+            assert (file, start) in asked
+    await engine.aclose()
+    assert disk.held == 0
+
+
+async def test_what_is_in_memory_is_not_asked_of_the_device() -> None:
+    made = MemoryDisk()
+    await scattered_store(made)
+    disk = ColdDisk(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    selection = Selection(up_to=driver.head, stream_id="a")
+    await engine.read(selection, None, 500)
+    disk.noted.clear()
+    await engine.read(selection, None, 500)  # the blocks of the index are held now
+    assert {kind for kind, _ in groupby(noted[0] for noted in disk.noted)} == {"prefetch", "read"}
+    assert not {file for _, file, _ in disk.noted} & {run._file for run in runs_of(engine)}
+    disk.cold = False
+    disk.noted.clear()
+    await engine.read(selection, None, 500)
+    assert disk.noted == []
+    await engine.aclose()
+
+
+async def test_of_a_large_page_only_so_much_is_asked_of_the_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_files, "PREFETCHED_MAX", 3)
+    monkeypatch.setattr(pages_module, "PREFETCHED_MAX", 2)
+    monkeypatch.setattr(segment_files, "PIECES_AT_ONCE", 5)
+    made = MemoryDisk()
+    await scattered_store(made)
+    disk = ColdDisk(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    forget_blocks(engine)
+    disk.noted.clear()
+    page = await engine.read(Selection(up_to=driver.head, stream_id="a"), None, 500)
+    assert len(page.events) == driver.versions["a"]
+    runs = {run._file for run in runs_of(engine)}
+    keys = next(place for place, noted in enumerate(disk.noted) if noted[0] == "read")
+    assert keys == len(runs), "one block of each, for one term"
+    waiting: set[tuple[int, int]] = set()
+    most = {True: 0, False: 0}
+    for kind, file, start in disk.noted[2 * keys :]:
+        if kind == "prefetch":
+            waiting.add((file, start))
+        else:
+            waiting.discard((file, start))  # one that is alone is just read
+        most[file in runs] = max(most[file in runs], len(waiting))
+    assert not waiting
+    assert most == {True: 2, False: 3}
+    await engine.aclose()
+    assert disk.held == 0
+
+
+@pytest.mark.parametrize("bad", ["open", "read"])
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_what_comes_before_a_line_that_a_cold_disk_cannot_read_is_served(bad: str, backwards: bool) -> None:
+    made = MemoryDisk()
+    await scattered_store(made)
+
+    class Failing(ColdDisk):
+        path = ""
+
+        def open_read(self, path: str) -> int:
+            if path == self.path and bad == "open":
+                raise OSError(errno.EIO, "bad sector")
+            return super().open_read(path)
+
+        def read(self, file: int, size: int, offset: int) -> bytes:
+            if self.path and self._opened[file] is self.inodes[self.path]:
+                raise OSError(errno.EIO, "bad sector")
+            return super().read(file, size, offset)
+
+    disk = Failing(made.files())
+    engine, driver = await started("/s", disk, **SMALL)
+    assert engine._opened is not None
+    engine._opened.files.close()  # it is opened again when it is read
+    segment = engine._opened.index.segments[1]
+    disk.path = segment.path
+    selection = Selection(up_to=driver.head, stream_id="a", backwards=backwards)
+    page = await engine.read(selection, None, 500)
+    beside = segment.last_event_id if backwards else segment.first_event_id
+    assert page.events
+    assert page.cursor is not None
+    assert all(event.event_id > beside if backwards else event.event_id < beside for event in page.events)
+    assert abs(page.cursor - beside) <= 2, "all before it"
+    with pytest.raises(StoreCorrupt, match="cannot be read"):
+        await engine.read(selection, page.cursor, 500)
+    await engine.aclose()
+    assert disk.held == 0
+
+
+def test_the_place_of_an_event_that_is_missing_is_read_as_no_bytes() -> None:
+    disk = MemoryDisk({"/s/00000000000000000001.jsonl": b"x" * 3999 + b"\n"})
+    spans = [(0, 500), (2000, 2000), (3500, 4000)]
+    piece = Piece(Segment("/s", "id", 1), (1, 2, 3), 0, 4000, spans)
+    files = segment_files.SegmentFiles(disk, cast("Executor", None))
+    (lines,), error = files.read_waiting([piece])
+    assert error is None
+    assert [len(line) for line in lines] == [499, 0, 499]
+    files.close()
+    assert disk.held == 0

@@ -82,6 +82,10 @@ class Blocks:
         """A number for a run that opens: its block ``i`` is block ``number + i`` here."""
         return next(self._numbers) << 32
 
+    def holds(self, number: int) -> bool:
+        """Whether it has the block of this number."""
+        return number in self.recent or number in self._old
+
     def promoted(self, number: int) -> array[int] | None:
         """The block of this number, if it is held and not a recent one; from now on it is."""
         block = self._old.get(number)

@@ -29,6 +29,9 @@ T = TypeVar("T")
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system says when there is no room."""
 
+PREFETCHED_MAX: Final = 32
+"""So much is asked of the device at once: one after another takes the time of each, all together hold up a commit."""
+
 _NOT_THERE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY})
 _WOULD_BLOCK: Final = _NOT_THERE | {errno.EAGAIN}
 _DARWIN: Final = sys.platform == "darwin"
@@ -90,30 +93,47 @@ class Disk:
 
     def read_nowait(self, file: int, size: int, offset: int) -> bytes | None:
         """Read so many bytes if all of them are in memory, else None: never waits for a device."""
-        read = self.read_each_nowait(file, [(offset, offset + size)])
-        return None if read is None else read[0]
-
-    def read_each(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes from each start to its end, fewer only at the end of the file."""
-        return [self.read(file, end - start, start) for start, end in spans]
-
-    def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
-        """The same if all of them are in memory, else None: never waits for a device."""
         if _DARWIN:
             return None
-        buffer = memoryview(bytearray(max([end - start for start, end in spans])))
+        buffer = bytearray(size)
+        try:
+            if os.preadv(file, [buffer], offset, os.RWF_NOWAIT) < size:
+                return None
+        except OSError as error:
+            if error.errno in _WOULD_BLOCK:
+                return None
+            raise
+        return bytes(buffer)
+
+    def read_each_nowait(self, file: int, spans: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """The bytes from each start to its end if all of them are in memory, else None: never waits for a device."""
+        if _DARWIN:
+            return None
+        room = 0
+        buffer = memoryview(b"")
+        preadv, nowait = os.preadv, os.RWF_NOWAIT
         read: list[bytes] = []
         try:
             for start, end in spans:
-                view = buffer[: end - start]
-                if os.preadv(file, [view], start, os.RWF_NOWAIT) < end - start:
+                size = end - start
+                if size > room:
+                    room = size + size // 8  # the next may be a little longer
+                    buffer = memoryview(bytearray(room))
+                view = buffer[:size]
+                if preadv(file, [view], start, nowait) < size:
                     return None
-                read.append(bytes(view))
+                read.append(view.tobytes())
         except OSError as error:
             if error.errno in _WOULD_BLOCK:
                 return None
             raise
         return read
+
+    def prefetch(self, file: int, start: int, end: int) -> None:
+        """Have the device begin to read from the start to the end; a hint, given on a thread that may wait."""
+        if not _DARWIN:
+            with contextlib.suppress(OSError):  # some file systems take none
+                os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def size(self, file: int) -> int:
         """The size of the file in bytes."""

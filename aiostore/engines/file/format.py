@@ -51,9 +51,9 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, repeat
-from operator import add
+from operator import add, itemgetter
 from sys import byteorder
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -188,14 +188,19 @@ def checksum_holds(line: bytes, seed: int) -> bool:
     return line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc32(line[:-CRC_BYTES], seed)
 
 
+_checked_part: Final = cast("Callable[[bytes], bytes]", itemgetter(slice(None, -CRC_BYTES)))
+_checksum_part: Final = cast("Callable[[bytes], bytes]", itemgetter(slice(-CRC_BYTES, None)))
+# Twice as quick as to write the slices in a comprehension.
+
+
 def checksums_hold(lines: Sequence[bytes], seeds: Iterable[int]) -> bool:
     """Whether each of the lines, without its newline, ends in its checksum; cheaper than to ask for each."""
-    sums = array("I", [crc32(line[:-CRC_BYTES], seed) for line, seed in zip(lines, seeds, strict=False)])
+    sums = array("I", map(crc32, map(_checked_part, lines), seeds))
     if byteorder == "little":
         sums.byteswap()
     # The ends that they must have, made as one text: ,"crc":"1a2b3c4d"},"crc":"…
     ends = b',"crc":"%b"}' % sums.tobytes().hex(",", 4).encode().replace(b",", b'"},"crc":"')
-    return b"".join([line[-CRC_BYTES:] for line in lines]) == ends
+    return b"".join(map(_checksum_part, lines)) == ends
 
 
 def decode_checked_line(line: bytes, seed: int) -> Line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
@@ -26,6 +27,11 @@ class Lookups:
         self._threads = threads
         self._mend = mend
         self._refusing = False
+        self._in_loop = threading.get_ident()
+
+    def may_wait(self) -> bool:
+        """Whether the calling thread may wait for the device: it is not that of the loop, which made this."""
+        return threading.get_ident() != self._in_loop
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What the function returns."""

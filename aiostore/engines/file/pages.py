@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from aiostore.engine import Commit, Page, Selection
+from aiostore.engines.file.disk import PREFETCHED_MAX
 from aiostore.engines.file.format import (
     LINE_BYTES_MIN,
     Damaged,
@@ -18,10 +18,10 @@ from aiostore.engines.file.format import (
     decode_lines,
 )
 from aiostore.engines.file.gaps import Gaps
-from aiostore.engines.file.index import Index
+from aiostore.engines.file.index import Index, runs_of
 from aiostore.engines.file.lookups import Lookups
 from aiostore.engines.file.pieces import Piece, runs_down, runs_up, scattered
-from aiostore.engines.file.segment_files import SegmentFiles
+from aiostore.engines.file.segment_files import ReadLines, SegmentFiles
 from aiostore.engines.postings import (
     Kind,
     StreamPlaces,
@@ -36,18 +36,23 @@ from aiostore.errors import EngineUnavailable, StoreCorrupt
 from aiostore.events import Event
 from aiostore.query import Query
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TERMS_PREFETCHED_MAX = 4
+"""Of a query that names more, the others are read when it is their turn: a query may name thousands."""
+
 EXAMINED_MIN = 32
 EXAMINED_MAX = 2000
 """So many candidates of a query are looked at for one page, at least and at most."""
 
 
 class _StreamPage(NamedTuple):
-    """Where a page of a stream is."""
+    """Which events a page of a stream has."""
 
     found: StreamPlaces
     asked: range
     """The places that are asked for, in the order of the selection."""
-    pieces: list[Piece]
 
 
 class PageReader:
@@ -57,17 +62,53 @@ class PageReader:
         self._index = index
         self._files = files
         self._ask = lookups.ask
+        self._may_wait = lookups.may_wait
 
     async def read(self, selection: Selection, cursor: int | None, max_events: int) -> Page:
         """See `Engine.read`."""
         head = self._index.head.event_id
         if selection.up_to > head:
-            selection = replace(selection, up_to=head)
+            selection = selection._replace(up_to=head)
         if selection.stream_id is not None:
             return await self._stream(selection.stream_id, selection, cursor, max_events)
         if self._index.damages:
             return await self._up_to_damage(selection, cursor, max_events)
         return await self._undamaged(selection, cursor, max_events)
+
+    # --- where they are, and their lines ---
+
+    async def _find(
+        self, find: Callable[P, tuple[T, list[Piece]]], *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[T, list[Piece], ReadLines]:
+        """What the function finds in the index, its pieces, and their lines. Where it needs a thread, one trip does."""
+
+        def here() -> tuple[T, list[Piece], ReadLines | None]:
+            found, pieces = find(*args, **kwargs)
+            return found, pieces, self._files.read_waiting(pieces) if self._may_wait() else None
+
+        found, pieces, read = await self._ask(here)
+        return found, pieces, await self._files.read_all(pieces) if read is None else read
+
+    def _scattered(self, ids: Sequence[int]) -> tuple[Sequence[int], list[Piece]]:
+        if self._may_wait():
+            lacking = [(run, number) for run in runs_of(self._index) for number in run.lacking(ids)]
+            for first in range(0, len(lacking), PREFETCHED_MAX):
+                some = lacking[first : first + PREFETCHED_MAX]
+                for run, number in some if len(some) > 1 else ():
+                    run.prefetch_block(number)
+                for run, number in some:
+                    run.load(number)
+        return ids, scattered(self._index, ids)
+
+    def _run(self, first: int, last: int, backwards: bool) -> tuple[range, list[Piece]]:
+        return range(first, last + 1), (runs_down if backwards else runs_up)(self._index, first, last)
+
+    def _prefetch(self, terms: Sequence[Term]) -> None:
+        """On a thread: have the device read at once what each run says of the terms."""
+        if self._may_wait():
+            for run in runs_of(self._index):
+                for term in terms[:TERMS_PREFETCHED_MAX]:
+                    run.prefetch(term)
 
     # --- single lines ---
 
@@ -82,8 +123,11 @@ class PageReader:
             return None
 
     async def _line(self, event_id: int) -> Line:
-        (piece,) = await self._ask(scattered, self._index, (event_id,))
-        read, error = await self._files.read_all([piece])
+        return self._single(*await self._find(self._scattered, (event_id,)))
+
+    def _single(self, ids: Sequence[int], pieces: list[Piece], lines: ReadLines) -> Line:
+        """The line of the one event that was found."""
+        (event_id,), (piece,), (read, error) = ids, pieces, lines
         if error is not None:
             raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {error}") from error
         try:
@@ -99,36 +143,39 @@ class PageReader:
         as_of = head
         term = Term(Kind.STREAM, stream_id)
         version = 0
-        while not version and (ids := await self._ask(self._newest, term, head)):
-            event = (await self._events(await self._ask(scattered, self._index, ids), backwards=True))[0]
+        while not version:
+            ids, pieces, read = await self._find(self._newest, term, head)
+            if not ids:
+                break
+            event = (await self._events(pieces, read, backwards=True))[0]
             version = event.version if event.stream_id == stream_id else 0
             head = event.event_id - 1
         if version and as_of == self._index.head.event_id:  # else an event that it had since may be forgotten already
             self._index.versions.room()[stream_id] = version
         return version
 
-    def _newest(self, term: Term, high: int) -> Sequence[int]:
+    def _newest(self, term: Term, high: int) -> tuple[Sequence[int], list[Piece]]:
+        self._prefetch([term])
         for source in reversed(self._index.sources):
             places = source.places(term, source.first_event_id, high)
             if places:
-                return source.ids(term, places[-1:])
-        return ()
+                return self._scattered(source.ids(term, places[-1:]))
+        return (), []
 
     async def stored(self, stream_id: str, key: str, head: int) -> range | None:
         """The events of the commit that the key stands with, None if there is none."""
         term = Term(Kind.KEY, key_text(stream_id, key))
-        while ids := await self._ask(self._newest, term, head):
-            line = await self._line(ids[0])
+        while (found := await self._find(self._newest, term, head))[0]:
+            line = self._single(*found)
             if line.stream_id == stream_id and line.key == key:
                 return range(line.event_id, line.event_id + line.more + 1)
-            head = ids[0] - 1
+            head = line.event_id - 1
         return None
 
     async def commits(self, after: int) -> list[Commit]:
         """The next whole commits above ``after``, as far as a page goes; one that is larger is cut."""
-        pieces = await self._ask(runs_up, self._index, after + 1, self._index.head.event_id)
+        _, pieces, (read, error) = await self._find(self._run, after + 1, self._index.head.event_id, False)
         lines: list[Line] = []
-        read, error = await self._files.read_all(pieces)
         if error is not None and not read:
             raise _unreadable(pieces[0], error) from error
         for piece, texts in zip(pieces, read, strict=False):
@@ -159,17 +206,18 @@ class PageReader:
             return await self._query(selection, selection.query, cursor, max_events)
         first, last = bounds(selection, cursor)
         if selection.backwards:
-            pieces = await self._ask(runs_down, self._index, max(first, last - max_events + 1), last)
+            asked = max(first, last - max_events + 1), last
         else:
-            pieces = await self._ask(runs_up, self._index, first, min(last, first + max_events - 1))
-        events = await self._events(pieces, selection.backwards)
+            asked = first, min(last, first + max_events - 1)
+        _, pieces, read = await self._find(self._run, *asked, selection.backwards)
+        events = await self._events(pieces, read, selection.backwards)
         end = first if selection.backwards else last
         return Page(events, None if not events or events[-1].event_id == end else events[-1].event_id)
 
     async def _query(self, selection: Selection, query: Query, cursor: int | None, max_events: int) -> Page:
         count = min(max(max_events, EXAMINED_MIN), EXAMINED_MAX)
-        ids, pieces = await self._ask(self._find_candidates, selection, query, cursor, count)
-        examined = await self._events(pieces, selection.backwards)
+        ids, pieces, read = await self._find(self._find_candidates, selection, query, cursor, count)
+        examined = await self._events(pieces, read, selection.backwards)
         found: list[Event] = []
         for event in examined:
             if query.matches(event):
@@ -184,28 +232,36 @@ class PageReader:
         self, selection: Selection, query: Query, cursor: int | None, count: int
     ) -> tuple[Sequence[int], list[Piece]]:
         low, high = bounds(selection, cursor)
+        self._prefetch([Term(Kind.TAG, tag) for item in query.items for tag in item.tags])
         walk = candidates(self._index.sources, query, low, high, backwards=selection.backwards)
-        ids = list(islice(walk, count))
-        return ids, scattered(self._index, ids)
+        return self._scattered(list(islice(walk, count)))
 
     async def _stream(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> Page:
         """A page of a stream; that its versions are dense shows that nothing is missing between its events."""
         if self._index.damages:
             return await self._stream_by_lines(stream_id, selection, cursor, max_events)
-        found, asked, pieces = await self._ask(self._find_stream, stream_id, selection, cursor, max_events)
-        events = await self._events(pieces, selection.backwards)
+        page, pieces, read = await self._find(self._find_stream, stream_id, selection, cursor, max_events)
+        found, asked = page
+        events = await self._events(pieces, read, selection.backwards)
         # Events of others count like versions where they have the same hash: with a bound above, no place may be left.
         is_sure = found.selected or selection.to_version is None or bounds(selection, cursor)[0] == 1
-        for place, event in zip(asked, events, strict=False):
-            is_sure = is_sure and event.version == place + 1 and event.stream_id == stream_id
-        if not is_sure:
+        count = len(events)
+        versions = [place + 1 for place in asked[:count]]
+        if not (
+            is_sure
+            and [event.version for event in events] == versions
+            and [event.stream_id for event in events].count(stream_id) == count
+        ):
             return await self._stream_by_lines(stream_id, selection, cursor, max_events)
         return _page(events, selection, None if len(events) == len(found.selected) else events[-1].event_id)
 
-    def _find_stream(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> _StreamPage:
+    def _find_stream(
+        self, stream_id: str, selection: Selection, cursor: int | None, max_events: int
+    ) -> tuple[_StreamPage, list[Piece]]:
+        self._prefetch([Term(Kind.STREAM, stream_id)])
         found = stream_places(self._index.sources, stream_id, selection, cursor)
         asked = (found.selected[::-1] if selection.backwards else found.selected)[:max_events]
-        return _StreamPage(found, asked, scattered(self._index, found.ids(asked)))
+        return _StreamPage(found, asked), self._scattered(found.ids(asked))[1]
 
     async def _stream_by_lines(self, stream_id: str, selection: Selection, cursor: int | None, max_events: int) -> Page:
         """The same where the index cannot tell the versions: events are lost, or others have the same hash."""
@@ -244,8 +300,8 @@ class PageReader:
         events: list[Event] = []
         term = Term(Kind.STREAM, stream_id)
         while low <= high:
-            ids, pieces = await self._ask(self._find_ids, term, low, high, backwards, count)
-            examined = await self._events(pieces, backwards)
+            ids, pieces, read = await self._find(self._find_ids, term, low, high, backwards, count)
+            examined = await self._events(pieces, read, backwards)
             events.extend(event for event in examined if event.stream_id == stream_id)
             if len(examined) == len(ids) < count:
                 return events, True
@@ -257,8 +313,8 @@ class PageReader:
     def _find_ids(
         self, term: Term, low: int, high: int, backwards: bool, count: int
     ) -> tuple[Sequence[int], list[Piece]]:
-        ids = list(islice(posted(self._index.sources, term, low, high, backwards=backwards), count))
-        return ids, scattered(self._index, ids)
+        self._prefetch([term])
+        return self._scattered(list(islice(posted(self._index.sources, term, low, high, backwards=backwards), count)))
 
     async def _next_to(self, stream_id: str, low: int, high: int, backwards: bool) -> Event | None:
         """The stream's first event from low to high, backwards the last one."""
@@ -273,10 +329,10 @@ class PageReader:
             return await self._undamaged(selection, cursor, max_events)
         damage = inside[-1] if selection.backwards else inside[0]
         if selection.backwards:
-            clear, stop = replace(selection, after=damage.last), damage.last + 1
+            clear, stop = selection._replace(after=damage.last), damage.last + 1
             is_there = damage.last >= high
         else:
-            clear, stop = replace(selection, up_to=damage.first - 1), damage.first - 1
+            clear, stop = selection._replace(up_to=damage.first - 1), damage.first - 1
             is_there = damage.first <= low
         if is_there:
             raise damage.error()
@@ -285,9 +341,9 @@ class PageReader:
 
     # --- lines ---
 
-    async def _events(self, pieces: list[Piece], backwards: bool) -> list[Event]:
+    async def _events(self, pieces: list[Piece], lines_read: ReadLines, backwards: bool) -> list[Event]:
         """The events of the pieces, in the order of the selection; those before damage, or `StoreCorrupt` there."""
-        read, error = await self._files.read_all(pieces)
+        read, error = lines_read
         if error is not None and not read:
             raise _unreadable(pieces[0], error) from error
         lines: list[bytes] = []
@@ -307,8 +363,7 @@ class PageReader:
         """What comes before the damage is served, one by one; where nothing does, it is raised."""
         events: list[Event] = []
         for event_id in ids:
-            (piece,) = await self._ask(scattered, self._index, (event_id,))
-            read, error = await self._files.read_all([piece])
+            _, (piece,), (read, error) = await self._find(self._scattered, (event_id,))
             try:
                 if error is not None:
                     raise _unreadable(piece, error) from error

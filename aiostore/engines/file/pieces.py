@@ -17,7 +17,9 @@ PAGE_BYTES = 256 * 1024
 
 PAGE_LINES_MAX = PAGE_BYTES // LINE_BYTES_MIN
 
-Spans = Sequence[tuple[int, int]]
+Span = tuple[int, int]
+
+Spans = Sequence[Span]
 """From where to where in their file lines go, each with its newline."""
 
 
@@ -79,23 +81,29 @@ def scattered(index: Index, ids: Sequence[int]) -> list[Piece]:
     pieces: list[Piece] = []
     left = PAGE_BYTES
     at = 0
+    up = len(ids) < 2 or ids[0] < ids[-1]
     while at < len(ids):
         segment = index.segment_of(ids[at])
-        until = _end_of_segment(ids, at, segment)
+        if up:
+            until = bisect_right(ids, segment.last_event_id, at)
+        else:
+            until = bisect_right(ids, -segment.first_event_id, at, key=neg)
         own = ids[at:until]
-        low, high = (own[0], own[-1]) if own[0] <= own[-1] else (own[-1], own[0])
+        low, high = (own[0], own[-1]) if up else (own[-1], own[0])
         starts = segment.starts(low, high) if high - low < len(own) else ()
         if starts and starts[-1] - starts[0] <= left:  # one after another, and all of them
             pieces.append(Piece(segment, range(low, high + 1), starts[0], starts[-1]))
             left -= starts[-1] - starts[0]
         else:
-            spans = segment.spans(own)
-            size = sum([end - start for start, end in spans])
+            spans = segment.places.spans(own, segment)
+            size = 0
+            for start, end in spans:
+                size += end - start
             if size > left:
                 count = _count_within(spans, left)
                 own, spans = own[:count], spans[:count]
             if own:
-                start, end = (spans[0][0], spans[-1][1]) if own[-1] >= own[0] else (spans[-1][0], spans[0][1])
+                start, end = (spans[0][0], spans[-1][1]) if up else (spans[-1][0], spans[0][1])
                 pieces.append(Piece(segment, own, start, end, spans))
             elif not pieces:  # larger than a page
                 pieces.append(Piece(segment, range(ids[at], ids[at] + 1), *segment.span(ids[at])))
@@ -104,13 +112,6 @@ def scattered(index: Index, ids: Sequence[int]) -> list[Piece]:
                 break
         at = until
     return pieces
-
-
-def _end_of_segment(ids: Sequence[int], at: int, segment: Segment) -> int:
-    """Up to which place the ids are in the segment."""
-    if ids[-1] >= ids[at]:
-        return bisect_right(ids, segment.last_event_id, at)
-    return bisect_right(ids, -segment.first_event_id, at, key=neg)
 
 
 def _count_within(spans: Spans, size: int) -> int:

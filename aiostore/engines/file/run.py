@@ -7,7 +7,7 @@ import errno
 import functools
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, Typecode, decode_numbers
@@ -145,6 +145,32 @@ class Run:
         if last <= number:
             return range(place + start, place + len(block))
         return range(place + start, last * BLOCK_KEYS + bisect_right(self._keys(last), most))
+
+    def prefetch(self, term: Term) -> None:
+        """Have the device read what `places` will look at: for a thread that is to look at several runs."""
+        if self._fence:
+            least = self._hashes.least(term) if term.hashed is None else term.hashed
+            first = max(0, bisect_right(self._fence, least) - 1)
+            last = max(first, bisect_right(self._fence, least + ORDINAL_MASK) - 1)
+            for number in {self._offset_blocks + first, self._offset_blocks + last}:
+                if not self._blocks.holds(self._number + number):
+                    self.prefetch_block(number)
+
+    def lacking(self, ids: Iterable[int]) -> list[int]:
+        """Which blocks `spans` will look at, for those events that are of this run, and must read."""
+        first, last = self.first_event_id, self.last_event_id
+        numbers = {(event_id - first) // BLOCK_OFFSETS for event_id in ids if first <= event_id <= last}
+        return [number for number in sorted(numbers) if not self._blocks.holds(self._number + number)]
+
+    def prefetch_block(self, number: int) -> None:
+        """Have the device read the block."""
+        if self._file >= 0:
+            start = self._blocks_at + number * BLOCK_BYTES
+            self._disk.prefetch(self._file, start, start + BLOCK_BYTES)
+
+    def load(self, number: int) -> None:
+        """Read a block that `lacking` named."""
+        self._starts(number)
 
     def ids(self, term: Term, places: range) -> list[int]:
         """The event_ids at neighbouring places, in their order, which may be descending."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.disk import PREFETCHED_MAX, Disk
 from aiostore.engines.file.format import lines_of
-from aiostore.engines.file.pieces import Piece, Spans
+from aiostore.engines.file.pieces import Piece, Span, Spans
 from aiostore.engines.file.segment import Segment
 from aiostore.errors import StoreClosed
 
@@ -20,8 +20,16 @@ GAP_BYTES = 1024
 NOWAIT_BYTES_MAX = 1024 * 1024
 """More than this is not copied in the loop."""
 
+PIECES_AT_ONCE = 32
+"""Of so many pieces the files are held open at once."""
+
+
 OPEN_FILES_MAX = 256
 """So many segments are held open for reading."""
+
+
+ReadLines = tuple[list[list[bytes]], OSError | None]
+"""The lines of each piece; where one cannot be read, those before it, and the error."""
 
 
 class _Open:
@@ -46,7 +54,7 @@ class SegmentFiles:
         self._opened: OrderedDict[int, _Open] = OrderedDict()
         self._refusing = False
 
-    async def read_all(self, pieces: Sequence[Piece]) -> tuple[list[list[bytes]], OSError | None]:
+    async def read_all(self, pieces: Sequence[Piece]) -> ReadLines:
         """The lines of each piece, without their newlines; where one cannot be read, those before it, and the error.
 
         Cancellation leaves nothing behind. Raises `StoreClosed` after `refuse`.
@@ -55,51 +63,89 @@ class SegmentFiles:
             raise StoreClosed
         read: list[list[bytes]] = []
         error = self._read_nowait(pieces, read)
-        if error is None and len(read) < len(pieces):
-            loop = asyncio.get_running_loop()
-            error = await loop.run_in_executor(self._threads, self._read_waiting, pieces[len(read) :], read)
-        return read, error
+        if error is not None or len(read) == len(pieces):
+            return read, error
+        loop = asyncio.get_running_loop()
+        further, error = await loop.run_in_executor(self._threads, self.read_waiting, pieces[len(read) :])
+        return read + further, error
+
+    def read_waiting(self, pieces: Sequence[Piece]) -> ReadLines:
+        """The same on a thread, which waits for the device."""
+        read: list[list[bytes]] = []
+        for start in range(0, len(pieces), PIECES_AT_ONCE):
+            error = self._read_some(pieces[start : start + PIECES_AT_ONCE], read)
+            if error is not None:
+                return read, error
+        return read, None
 
     def _read_nowait(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
         """Read as many as are in memory."""
-        for piece in pieces:
-            if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
-                return None
-            opened = self._take(piece.segment.first_event_id)
-            if opened is None:
-                return None
-            try:
-                lines = _lines(self._disk.read_each_nowait, opened.file, piece)
-            except OSError as error:
-                return error
-            finally:
-                self._give_back(opened)
-            if lines is None:
-                return None
-            read.append(lines)
+        held = self._take(pieces)
+        try:
+            for piece, opened in zip(pieces, held, strict=False):
+                if piece.spans is None and piece.end - piece.start > NOWAIT_BYTES_MAX:
+                    return None
+                spans = _spans_read(piece)
+                data = self._disk.read_each_nowait(opened.file, spans)
+                if data is None:
+                    return None
+                read.append(_lines(piece, spans, data))
+        except OSError as error:
+            return error
+        finally:
+            self._give_back(held)
         return None
 
-    def _read_waiting(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
-        for piece in pieces:
+    def _read_some(self, pieces: Sequence[Piece], read: list[list[bytes]]) -> OSError | None:
+        held = self._take(pieces)
+        not_opened: OSError | None = None
+        try:
             try:
-                opened = self._take(piece.segment.first_event_id) or self._open(piece.segment)
-                try:
-                    lines = _lines(self._disk.read_each, opened.file, piece)
-                finally:
-                    self._give_back(opened)
-            except OSError as error:
-                return error
-            assert lines is not None, "it waits"
-            read.append(lines)
-        return None
+                for piece in pieces[len(held) :]:
+                    held += self._take([piece]) or [self._open(piece.segment)]
+            except OSError as error:  # those before it are read all the same
+                not_opened = error
+            spans = [_spans_read(piece) for piece in pieces[: len(held)]]
+            wanted = [(opened.file, span) for opened, own in zip(held, spans, strict=True) for span in own]
+            data, not_read = self._read_prefetched(wanted)
+        finally:
+            self._give_back(held)
+        at = 0
+        for piece, own in zip(pieces, spans, strict=False):
+            if at + len(own) > len(data):
+                break
+            read.append(_lines(piece, own, data[at : at + len(own)]))
+            at += len(own)
+        return not_read or not_opened
 
-    def _take(self, first_event_id: int) -> _Open | None:
+    def _read_prefetched(self, wanted: Sequence[tuple[int, Span]]) -> tuple[list[bytes], OSError | None]:
+        """The bytes of spans of files; where one cannot be read, those before it, and the error."""
+        data: list[bytes] = []
+        for first in range(0, len(wanted), PREFETCHED_MAX):
+            some = wanted[first : first + PREFETCHED_MAX]
+            if len(some) > 1:
+                for file, (start, end) in some:
+                    self._disk.prefetch(file, start, end)
+            try:
+                for file, (start, end) in some:
+                    data.append(self._disk.read(file, end - start, start))
+            except OSError as error:
+                return data, error
+        return data, None
+
+    def _take(self, pieces: Sequence[Piece]) -> list[_Open]:
+        """The files of the pieces, up to the first that is not open."""
+        taken: list[_Open] = []
         with self._mutex:
-            opened = self._opened.get(first_event_id)
-            if opened is not None:
+            for piece in pieces:
+                first = piece.segment.first_event_id
+                opened = self._opened.get(first)
+                if opened is None:
+                    break
                 opened.users += 1
-                self._opened.move_to_end(first_event_id)
-            return opened
+                self._opened.move_to_end(first)
+                taken.append(opened)
+        return taken
 
     def _open(self, segment: Segment) -> _Open:
         mine = _Open(self._disk.open_read(segment.path))
@@ -110,9 +156,10 @@ class SegmentFiles:
             self._disk.close(mine.file)
         return opened
 
-    def _give_back(self, opened: _Open) -> None:
+    def _give_back(self, taken: Sequence[_Open]) -> None:
         with self._mutex:
-            opened.users -= 1
+            for opened in taken:
+                opened.users -= 1
             superfluous = []
             if len(self._opened) > self._open_max:
                 idle = [first for first, other in self._opened.items() if not other.users]
@@ -138,20 +185,17 @@ class SegmentFiles:
         self.close()
 
 
-Read = Callable[[int, Spans], list[bytes] | None]
+def _spans_read(piece: Piece) -> Spans:
+    """From where to where the piece is read."""
+    return [(piece.start, piece.end)] if piece.spans is None else _grouped(piece.spans)
 
 
-def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
-    """The lines of the piece, without their newlines; None where a read gives none."""
+def _lines(piece: Piece, groups: Spans, data: list[bytes]) -> list[bytes]:
+    """The lines of the piece, without their newlines, out of what was read."""
     if piece.spans is None:
-        data = read(file, [(piece.start, piece.end)])
-        return None if data is None else lines_of(data[0])
-    groups = _grouped(piece.spans)
-    data = read(file, groups)
-    if data is None:
-        return None
+        return lines_of(data[0])
     if len(groups) == len(piece.spans):
-        return [line[:-1] for line in data]
+        return data
     lines: list[bytes] = []
     place, group = -1, (0, -1)
     for start, end in piece.spans:
@@ -163,16 +207,16 @@ def _lines(read: Read, file: int, piece: Piece) -> list[bytes] | None:
 
 
 def _grouped(spans: Spans) -> Spans:
-    """What to read for lines that go up or down: those near to each other at once."""
+    """What to read for lines that go up or down: those near to each other at once, without the last newline."""
     groups: list[tuple[int, int]] = []
     low, high = spans[0]
     for start, end in spans:
         if start > high + GAP_BYTES or end < low - GAP_BYTES:
-            groups.append((low, high))
+            groups.append((low, high - 1 if high > low else high))
             low, high = start, end
         elif start < low:
             low = start
         elif end > high:
             high = end
-    groups.append((low, high))
+    groups.append((low, high - 1 if high > low else high))  # an event that is missing has no bytes
     return groups
