@@ -108,6 +108,42 @@ async def test_what_a_dead_writer_had_not_synced_is_synced_before_it_is_shown() 
     await after.aclose()
 
 
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize("looked_before", [False, True])
+async def test_a_segment_whose_copy_recovery_put_in_its_place_is_opened_anew(
+    read_before: bool, looked_before: bool
+) -> None:
+    log = HandWritten()
+    log.write(counted(2))
+    follower = await Following.open(disk=log.disk)
+    log.write(counted(2), counted(2, "t"))
+    if looked_before:
+        await follower.look()
+    if read_before:
+        await everything(follower.engine)
+    log.disk.put(f"{log.path}.tmp", log.disk.files()[log.path])
+    log.disk.replace(f"{log.path}.tmp", log.path)
+    log.write(counted(3), counted(2, "u"))
+    await follower.look()
+    assert (await follower.engine.facts(Question(["u"]))).versions == {"u": 2}
+    await follower.check(log.made)
+    assert len(follower.seen) == 9
+    await follower.aclose()
+    assert log.disk.held == 0
+
+
+async def test_a_segment_that_someone_cuts_off_under_a_reader_is_damage() -> None:
+    log = HandWritten()
+    log.write(counted(1), counted(1, "t"))
+    follower = await Following.open(disk=log.disk)
+    assert len(await everything(follower.engine)) == 2
+    del log.disk.inodes[log.path].data[-40:]
+    for bounds in ({}, {"stream_id": "t"}, {"backwards": True}):
+        with pytest.raises(StoreCorrupt, match="file ends|checksum|lines where"):
+            await everything(follower.engine, **bounds)
+    await follower.aclose()
+
+
 async def test_what_a_failed_sync_lost_is_not_shown_from_memory() -> None:
     """The next writer does not have it, and writes others in its place."""
     disk = MemoryDisk()

@@ -123,15 +123,22 @@ class PageReader:
             return None
 
     async def _line(self, event_id: int) -> Line:
-        return self._single(*await self._find(self._scattered, (event_id,)))
+        return await self._single(*await self._find(self._scattered, (event_id,)))
 
-    def _single(self, ids: Sequence[int], pieces: list[Piece], lines: ReadLines) -> Line:
+    async def _single(self, ids: Sequence[int], pieces: list[Piece], lines: ReadLines) -> Line:
         """The line of the one event that was found."""
+        try:
+            return self._only(ids, pieces, lines)
+        except StoreCorrupt:
+            self._files.renew([piece.segment for piece in pieces])
+            return self._only(*await self._find(self._scattered, ids))
+
+    def _only(self, ids: Sequence[int], pieces: list[Piece], lines: ReadLines) -> Line:
         (event_id,), (piece,), (read, error) = ids, pieces, lines
         if error is not None:
             raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {error}") from error
         try:
-            return decode_checked_line(read[0][0].rstrip(b"\n"), piece.segment.seed)
+            return decode_checked_line(_single_line(read), piece.segment.seed)
         except Damaged as damaged:
             raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), event_id, event_id) from damaged
 
@@ -166,7 +173,7 @@ class PageReader:
         """The events of the commit that the key stands with, None if there is none."""
         term = Term(Kind.KEY, key_text(stream_id, key))
         while (found := await self._find(self._newest, term, head))[0]:
-            line = self._single(*found)
+            line = await self._single(*found)
             if line.stream_id == stream_id and line.key == key:
                 return range(line.event_id, line.event_id + line.more + 1)
             head = line.event_id - 1
@@ -357,6 +364,7 @@ class PageReader:
         try:
             return decode_events(lines, seeds, ids)
         except Damaged:
+            self._files.renew([piece.segment for piece in pieces])
             return await self._before_damage(ids)
 
     async def _before_damage(self, ids: Sequence[int]) -> list[Event]:
@@ -367,7 +375,7 @@ class PageReader:
             try:
                 if error is not None:
                     raise _unreadable(piece, error) from error
-                line = read[0][0].rstrip(b"\n")  # behind it there may be padding
+                line = _single_line(read)
                 events += decode_events([line], [piece.segment.seed], [event_id])
             except (Damaged, EngineUnavailable, StoreCorrupt) as here:
                 if events:
@@ -377,6 +385,13 @@ class PageReader:
                 start, _ = await self._ask(piece.segment.span, event_id)
                 raise StoreCorrupt(piece.segment.path, start, str(here), event_id, event_id) from here
         return events
+
+
+def _single_line(read: list[list[bytes]]) -> bytes:
+    """The line that was read alone, without its newline and the padding behind it."""
+    if not read[0]:
+        raise Damaged("the file ends before it")
+    return read[0][0].rstrip(b"\n")
 
 
 def _unreadable(piece: Piece, error: OSError) -> EngineUnavailable | StoreCorrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 
 from aiostore.engines.file.disk import PREFETCHED_MAX, Disk
@@ -33,11 +33,12 @@ ReadLines = tuple[list[list[bytes]], OSError | None]
 
 
 class _Open:
-    __slots__ = ("file", "users")
+    __slots__ = ("file", "outdated", "users")
 
     def __init__(self, file: int) -> None:
         self.file = file
         self.users = 0
+        self.outdated = False
 
 
 class SegmentFiles:
@@ -158,14 +159,28 @@ class SegmentFiles:
 
     def _give_back(self, taken: Sequence[_Open]) -> None:
         with self._mutex:
+            superfluous = []
             for opened in taken:
                 opened.users -= 1
-            superfluous = []
+                if opened.outdated and not opened.users:
+                    superfluous.append(opened)
             if len(self._opened) > self._open_max:
                 idle = [first for first, other in self._opened.items() if not other.users]
-                superfluous = [self._opened.pop(first) for first in idle[: len(self._opened) - self._open_max]]
+                superfluous += [self._opened.pop(first) for first in idle[: len(self._opened) - self._open_max]]
         for other in superfluous:
             self._disk.close(other.file)
+
+    def renew(self, segments: Iterable[Segment]) -> None:
+        """Open their files anew for the next read: others may have been put in their places."""
+        with self._mutex:
+            gone = {
+                first: self._opened.pop(first) for each in segments if (first := each.first_event_id) in self._opened
+            }
+            for opened in gone.values():
+                opened.outdated = True
+            idle = [opened for opened in gone.values() if not opened.users]
+        for opened in idle:
+            self._disk.close(opened.file)
 
     def refuse(self) -> None:
         """Begin no further read, before the threads are shut down; a read of several pieces may come for the next."""
