@@ -7,16 +7,19 @@ import errno
 import logging
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from aiostore.engine import Selection
 from aiostore.engines.file import opening, sealed
 from aiostore.engines.file.engine import FileEngine
+from aiostore.engines.file.format import CRC_BYTES, decode_manifest, line_seed, segment_first
 from aiostore.errors import StoreCorrupt
 from aiostore.events import Event
+from aiostore.query import Query
 from tests.file.disks import MemoryDisk, WatchedDisk
-from tests.file.driver import started
+from tests.file.driver import everything, started
 from tests.file.sealed_stores import (
     SMALL,
     Model,
@@ -124,6 +127,31 @@ async def test_an_index_of_another_store_or_of_other_segments_is_not_used() -> N
     mixed = MemoryDisk({**before, **indexes(again)})
     await opened_again(mixed, model)
     assert mixed.files() == before
+
+
+async def test_an_index_whose_segment_ends_in_another_line_of_the_same_place_is_made_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where a part of the log was put back from elsewhere: what the index says of it may be wrong."""
+    disk = MemoryDisk()
+    await sealed_store(disk)
+    before = disk.files()
+    path = min(log for log in before if log.endswith(".jsonl"))
+    last = before[path].splitlines()[-1]
+    first = segment_first(path.rpartition("/")[2])
+    assert first is not None
+    text = last[:-CRC_BYTES].replace(b'"event_type":"A"', b'"event_type":"Z"')
+    text = text.replace(b'"event_type":"B"', b'"event_type":"Z"')
+    seed = line_seed(decode_manifest(before["/s/aiostore.json"]).store_id, first)
+    other = b'%b,"crc":"%08x"}' % (text, crc32(text, seed))
+    assert len(other) == len(last)
+    disk = MemoryDisk({**before, path: before[path].replace(last, other)})
+    engine, _ = await started("/s", disk, **SMALL)
+    found = await everything(engine, query=Query.where(types=["Z"]))
+    assert [event.event_type for event in found] == ["Z"]
+    assert "is another" in caplog.text
+    await engine.aclose()
+    assert indexes(disk) != indexes(MemoryDisk(before))
 
 
 async def test_what_a_crash_leaves_of_a_merge_is_cleared_away() -> None:
