@@ -40,3 +40,8 @@ def test_disks_are_full(tmp_path: Path, half: int) -> None:
         "tests.real", "full-disks", f"--count={FULL_DISKS // 2}", f"--seed={half * 3}", f"--directory={tmp_path}"
     )
     assert f"{FULL_DISKS // 2:,} disks" in said
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="what a process holds is not told here")
+def test_a_process_holds_no_more_after_a_while() -> None:
+    assert run("tests.real.soak").endswith("flat\n")

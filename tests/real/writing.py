@@ -113,8 +113,8 @@ async def append(store: EventStore, number: int, say: Say) -> bool:
 async def save(store: EventStore, engine: FileEngine, say: Say) -> None:
     """Save a state of the store's head, and tell it."""
     head = await store.head()
-    await engine.save_state(STATE, head, b"")
-    say("saved", head)
+    revision = await engine.save_state(STATE, head, b"")
+    say("saved", head, revision)
 
 
 class Wrong(AssertionError):
@@ -129,6 +129,9 @@ class Account:
     stored: dict[int, list[int]] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
     saved: int = 0
+    """A state of this event was saved, maybe before one of an earlier event."""
+    revision: int = 0
+    """Of the state that was saved last."""
     late: dict[int, list[int]] = field(default_factory=dict)
     """What was acknowledged when the power was off already, as no machine could: it may be there or not."""
     power_is_off: bool = False
@@ -150,7 +153,8 @@ class Account:
                 case "refused":
                     self.refused.add(rest[0])
                 case "saved":
-                    self.saved = self.saved if self.power_is_off else max(self.saved, rest[0])
+                    if not self.power_is_off:
+                        self.saved, self.revision = max(self.saved, rest[0]), max(self.revision, rest[1])
                 case "seen":
                     self.seen = rest[0]
                     self.begun, self.stored, self.refused, self.late = set(), {}, set(), {}
@@ -254,5 +258,5 @@ async def _check_lookups(store: EventStore, events: Sequence[Event]) -> None:
 
 async def _check_state(engine: FileEngine, account: Account) -> None:
     state = await engine.load_state(STATE)
-    if account.saved and (state is None or not state.fits or state.position < account.saved):
-        raise Wrong(f"a state of event {account.saved} was saved, and now it is {state}")
+    if account.revision and (state is None or not state.fits or state.revision < account.revision):
+        raise Wrong(f"a state was saved as revision {account.revision}, and now it is {state}")
