@@ -96,12 +96,17 @@ class Child:
         return messages
 
 
+def die_with_parent() -> None:
+    """Have this process killed when the one that started it ends, however that ends; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
 def _run(main: Callable[[Say], Coroutine[Any, Any, None]], pipe: int) -> None:
     """The child's life; does not return."""
     status = 1
     try:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to its end
 

@@ -38,8 +38,9 @@ def skip_without_mounts(*, loops: bool = False) -> None:
     reason = why_not(loops=loops)
     if reason:
         pytest.skip(reason)
-    missing = [tool for system in FILE_SYSTEMS if loops and (tool := system.missing)]
+    missing = [system.missing for system in FILE_SYSTEMS if loops and system.missing]
+    tools = ", ".join(sorted({*missing}))
     if missing and CI:
-        pytest.fail(f"{', '.join(missing)} must be installed here")
+        pytest.fail(f"missing here, where they can be used: {tools}")
     if len(missing) == len(FILE_SYSTEMS):
-        pytest.skip(f"{', '.join(missing)} is not installed")
+        pytest.skip(f"not installed: {tools}")

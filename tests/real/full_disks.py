@@ -95,7 +95,7 @@ class FullDisk:
         self._store = place / "store"
         self._dice = random.Random(seed)
         self._ballast = Ballast(place)
-        self._options = Options.chosen(self._dice)
+        self._options = Options.chosen(seed, self._dice)
         self._numbers = itertools.count(seed * 1_000_000)
         self._account = Account()
         self._tally = tally

@@ -50,7 +50,7 @@ class Store:
     def __init__(self, directory: Path, seed: int, tally: Tally) -> None:
         self.directory = directory
         self.dice = random.Random(seed)
-        self.options = Options.chosen(self.dice)
+        self.options = Options.chosen(seed, self.dice)
         self._account = Account()
         self._tally = tally
         self._numbers = seed * 1_000_000

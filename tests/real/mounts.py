@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+_SYS_ADMIN = 21  # CAP_SYS_ADMIN
 _NEW_MOUNTS = 0x20000  # CLONE_NEWNS
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, which is EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, too
 
@@ -53,11 +54,17 @@ def why_not(*, loops: bool) -> str | None:
     """Why no file system can be mounted here, if it can't; ``loops``: images as well."""
     if sys.platform != "linux":
         return "mounts are made on Linux only"
-    if os.geteuid() != 0:
-        return "only root may mount"
+    if not _may_mount():
+        return "only root may mount, and in a container only if it is given that right"
     if not shutil.which("mount") or (loops and not Path("/dev/loop-control").exists()):
         return "there are no loop devices here"
     return None
+
+
+def _may_mount() -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _SYS_ADMIN & 1)
 
 
 def leave_the_others_mounts() -> None:

@@ -73,7 +73,7 @@ class Image:
         self._place = directory / "mounted"
         self._store = self._place / "store"
         self._dice = random.Random(seed)
-        self.options = Options.chosen(self._dice)
+        self.options = Options.chosen(seed, self._dice)
         self.account = Account()
         self._tally = tally
         self._numbers = seed * 1_000_000

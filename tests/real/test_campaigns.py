@@ -20,7 +20,7 @@ KILLS, POWER_CUTS, FULL_DISKS = budget("kills"), budget("power-cuts"), budget("f
 def test_writers_are_killed_at_every_call_and_at_any_moment(tmp_path: Path, half: int) -> None:
     memory = Path("/dev/shm")  # a kill leaves the same there, and sooner
     where = memory if os.access(memory, os.W_OK) else tmp_path
-    said = run("tests.real", "kills", f"--count={KILLS // 2}", f"--seed={half}", f"--directory={where}")
+    said = run("tests.real", "kills", f"--count={KILLS // 2}", f"--seed={2 * half}", f"--directory={where}")
     assert "nothing lost" in said
 
 
@@ -37,7 +37,7 @@ def test_the_power_is_cut_under_writers(tmp_path: Path, half: int) -> None:
 def test_disks_are_full(tmp_path: Path, half: int) -> None:
     skip_without_mounts()
     said = run(
-        "tests.real", "full-disks", f"--count={FULL_DISKS // 2}", f"--seed={half * 3}", f"--directory={tmp_path}"
+        "tests.real", "full-disks", f"--count={FULL_DISKS // 2}", f"--seed={3 * half}", f"--directory={tmp_path}"
     )
     assert f"{FULL_DISKS // 2:,} disks" in said
 
