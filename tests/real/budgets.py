@@ -7,9 +7,9 @@ import os
 CI = bool(os.environ.get("CI"))
 
 _BUDGETS = {
-    "kills": ("AIOSTORE_KILLS", 40, 700),
-    "power-cuts": ("AIOSTORE_POWER_CUTS", 10, 100),
-    "full-disks": ("AIOSTORE_FULL_DISKS", 2, 6),
+    "kills": ("AIOSTORE_KILLS", 40, 500),
+    "power-cuts": ("AIOSTORE_POWER_CUTS", 10, 80),
+    "full-disks": ("AIOSTORE_FULL_DISKS", 2, 4),
     "soak": ("AIOSTORE_SOAK_SECONDS", 3, 20),
 }
 """Each with its variable, the default, and what it is in continuous integration."""

@@ -3,8 +3,9 @@
 What was not synced is gone then, as far as the system had it in memory. What it had given to the device stays, also
 what the device was not told to flush: that a device forgets, too, is tried on recorded disks (tests/crash).
 
-A process outlives the power here. What it is told meanwhile does not count: ext4 lets a sync succeed whose transaction
-was given up when the power went, if another sync had begun to commit it.
+A process outlives the power here. What it is told meanwhile does not count, but is counted: ext4 lets a sync succeed
+whose transaction was given up when the power went, if another sync had begun to commit it. (Three threads that only
+write files opened with O_DSYNC lost 90 such in 150 cuts, and none that was acknowledged before.)
 """
 
 from __future__ import annotations
