@@ -372,6 +372,28 @@ def test_the_file_is_closed_when_nothing_refers_to_the_run() -> None:
     assert disk.held == 0
 
 
+def test_a_run_that_is_dropped_while_all_are_closed_is_closed_once() -> None:
+    """It can still be found while its end is being noted, by a thread that closes the store at that moment."""
+    closed: list[int] = []
+
+    class Counting(MemoryDisk):
+        def close(self, file: int) -> None:
+            closed.append(file)
+
+    blocks = Blocks()
+    data, _ = example()
+    run = Run.open(Counting({PATH: data}), PATH, STORE_ID, blocks)
+
+    def aside(work: Callable[[], object]) -> None:
+        blocks.close_runs()
+        work()
+
+    blocks.aside = aside
+    del run
+    gc.collect()
+    assert len(closed) == 1
+
+
 def test_a_closed_run_says_so() -> None:
     disk = new_disk()
     run = built(disk, segments_of([4], EXAMPLE))

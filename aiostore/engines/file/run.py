@@ -100,9 +100,11 @@ class Run:
             self._disk.close(file)
 
     def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
+        # Until this returns, `Blocks.close_runs` in another thread still finds the run: one of the two has the file.
+        file, self._file = getattr(self, "_file", -1), -1
+        if file >= 0:
             # Where the file was removed meanwhile, this frees its blocks: not a moment's work if they are many.
-            self._blocks.aside(functools.partial(_close, self._disk, self._file))
+            self._blocks.aside(functools.partial(_close, self._disk, file))
 
     def __repr__(self) -> str:
         return f"<Run {self.first_event_id}–{self.last_event_id}, {len(self.segments)} segments, {self.size} bytes>"
