@@ -139,7 +139,7 @@ async def test_a_segment_that_someone_cuts_off_under_a_reader_is_damage() -> Non
     assert len(await everything(follower.engine)) == 2
     del log.disk.inodes[log.path].data[-40:]
     for bounds in ({}, {"stream_id": "t"}, {"backwards": True}):
-        with pytest.raises(StoreCorrupt, match="file ends|checksum|lines where"):
+        with pytest.raises(StoreCorrupt, match=r"file ends|checksum|lines where"):
             await everything(follower.engine, **bounds)
     await follower.aclose()
 
