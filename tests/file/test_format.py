@@ -81,7 +81,10 @@ def test_open_counts_what_was_not_durable() -> None:
 def test_a_long_commit_counts_down_and_what_was_not_durable_up(count: int) -> None:
     events = [Event(n + 8, "s", n + 1, "T", TIME, raw({})) for n in range(count)]
     for unsynced in (0, 7):
-        lines = [fmt.decode_line(line) for line in encoded([Commit(events, "k")], durable=7 - unsynced).splitlines()]
+        data = encoded([Commit(events, "k")], durable=7 - unsynced)
+        assert b'"more":0' not in data
+        assert b'"open":0' not in data
+        lines = [fmt.decode_line(line) for line in data.splitlines()]
         assert [line.more for line in lines] == [*range(count - 1, -1, -1)]
         assert [line.unsynced for line in lines] == [*range(unsynced, unsynced + count)]
         assert [line.key for line in lines] == ["k", *[None] * (count - 1)]

@@ -23,6 +23,11 @@ BAD = "the checksum does not hold"
 FLIPPED = line(2).replace(b'"T"', b'"U"')
 
 
+def begins(event_id: int) -> bytes:
+    """What looks like the beginning of a line."""
+    return b'{"event_id":%d,"stream_id":"x' % event_id
+
+
 class Found(NamedTuple):
     """What is to be found in a segment that begins with event 1."""
 
@@ -101,6 +106,9 @@ CASES: dict[str, tuple[bytes, Found]] = {
     "a flipped bit": (line(1) + FLIPPED + line(3), Found(1, 3, 2, ((SIZE, BAD, 2, 2),), (3,))),
     "a flipped bit at the end": (line(1) + FLIPPED, Found(1, 1, 0, ((SIZE, BAD, 2, UNKNOWN),))),
     "a torn line": (line(1) + line(2)[:-1], Found(1, 1, 0, ((SIZE, "the line has no end", 2, UNKNOWN),))),
+    "spaces": (line(1) + b" \t", Found(1, 1, 0, ((SIZE, "the line has no end", 2, UNKNOWN),))),
+    "letters": (line(1) + b"XX", Found(1, 1, 0, ((SIZE, "the line has no end", 2, UNKNOWN),))),
+    "damage behind padding": (line(1) + b"\n\n\n" + FLIPPED, Found(1, 1, 0, ((SIZE + 3, BAD, 2, UNKNOWN),))),
     "damage that vouches": (line(1) + FLIPPED + line(3, open=1), Found(1, 3, 1, ((SIZE, BAD, 2, 2),), (3,))),
     "two places": (
         line(1) + FLIPPED + line(3) + FLIPPED + FLIPPED + line(7),
@@ -113,7 +121,16 @@ CASES: dict[str, tuple[bytes, Found]] = {
         Found(1, 4, 3, ((SIZE, BAD, 2, 2),), (3, 4)),
     ),
     "two beginnings": (
-        LONG + b'{"event_id":2,"stream_id":"x' + b'{"event_id":2,"stream_id":"x' + line(3),
+        LONG + begins(2) + begins(2) + line(3),
+        Found(1, 3, 2, ((len(LONG), BAD, 2, 2),), (3,)),
+    ),
+    "glued to a damaged one behind another": (
+        line(1) + FLIPPED + line(3)[:-9] + b"\0\0" + line(4) + line(5),
+        Found(1, 5, 4, ((SIZE, BAD, 2, 3),), (4, 5)),
+    ),
+    "behind a byte": (LONG + b"x" + line(2) + line(3), Found(1, 3, 2, ((len(LONG), BAD, 2, 1),), (2, 3))),
+    "a beginning too far ahead": (
+        LONG + begins(2) + begins(99) + line(3),
         Found(1, 3, 2, ((len(LONG), BAD, 2, 2),), (3,)),
     ),
     "too far ahead": (  # so many lines do not fit before it
@@ -129,7 +146,7 @@ CASES: dict[str, tuple[bytes, Found]] = {
 }
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 60, SIZE, 1000, scan_module.CHUNK_BYTES])
+@pytest.mark.parametrize("chunk_bytes", [1, 60, SIZE, SIZE + 2, 1000, scan_module.CHUNK_BYTES])
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_found(name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "CHUNK_BYTES", chunk_bytes)
@@ -140,9 +157,11 @@ def test_what_is_found(name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("bad", [NO_LINE, NOT_UTF8])
-def test_a_checksum_that_holds_over_something_else_is_noted(bad: bytes) -> None:
+def test_a_checksum_that_holds_over_something_else_is_noted(bad: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = scanned(LONG + bad + line(3))
     assert scan.undecodable
+    monkeypatch.setattr(scan_module, "DAMAGES_MAX", 0)  # also where nothing is looked for behind it
+    assert scanned(LONG + bad + line(3)).undecodable
     ((offset, reason, first, last),) = found(scan).damages
     assert reason.startswith("the checksum holds, but it is not a line: ")
     assert (offset, first, last) == (len(LONG), 2, 2)
@@ -158,6 +177,22 @@ def test_the_end_of_a_segment_is_that_of_its_last_whole_commit() -> None:
         (line(1) + FLIPPED + line(3), SIZE),
     ):
         assert scanned(data).segment.end == end
+
+
+@pytest.mark.parametrize("there", [lines(1, 2), LONG + FLIPPED, LONG + FLIPPED + line(3), line(1) + b"torn"])
+def test_what_is_added_while_it_is_walked_through_is_not_looked_at(there: bytes) -> None:
+    class Growing(MemoryDisk):
+        def size(self, file: int) -> int:
+            size = super().size(file)
+            self.write_at(file, lines(4, 9), size)
+            return size
+
+    segment = Segment("/s", STORE_ID, 1)
+    index = Index(STORE_ID, PART_BYTES_MIN)
+    index.add_segment(segment)
+    scan = Scan(Growing({segment.path: there}), segment, index, nothing)
+    scan.run()
+    assert (scan.size, found(scan)) == (len(there), found(scanned(there)))
 
 
 def test_what_opening_takes_in_is_told_to_the_index() -> None:
@@ -232,6 +267,9 @@ def test_lines_in_the_midst_of_others_are_looked_for_in_so_many_bytes(monkeypatc
     ):
         monkeypatch.setattr(scan_module, "TOKEN_BYTES", checked_bytes)
         assert found(scanned(data)).damages == ((SIZE, BAD, 2, last),)
+    for checked_bytes, last in ((0, 2), (1, 1)):
+        monkeypatch.setattr(scan_module, "TOKEN_BYTES", checked_bytes)
+        assert found(scanned(LONG + b"x" + line(2) + line(3))).damages == ((len(LONG), BAD, 2, last),)
 
 
 def test_opening_can_be_ended_at_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,12 @@ CASES: dict[str, tuple[dict[str, bytes], list[Told], int, int]] = {
         2,
         6,
     ),
+    "sealed, and shorter by one": (
+        segments(_1=line(1), _3=lines(3, 4)),
+        [(path(1), SIZE, "the segment ends with event 1 where 2 must", 2, 2)],
+        1,
+        4,
+    ),
     "sealed, and torn": (
         segments(_1=lines(1, 2) + b"torn", _4=lines(4, 5)),
         [(path(1), 2 * SIZE, "the line has no end", 3, 3)],
@@ -158,6 +164,12 @@ def test_up_to_where_the_last_segment_has_lines_and_whole_commits(
     assert (found.durable, found.size, found.index.segments[-1].end, found.damages) == (durable, size, end, [])
 
 
+def test_a_sealed_segment_ends_with_its_padding_and_a_damaged_one_with_its_last_line() -> None:
+    files = segments(_1=lines(1, 2) + b"\n\n", _3=lines(3, 4) + b"\n\nx\n", _5=line(5, first=5))
+    found = survey(MemoryDisk(files), "/s", MANIFEST, tolerant=True)
+    assert [segment.end for segment in found.index.segments] == [2 * SIZE + 2, 2 * SIZE, SIZE]
+
+
 @pytest.mark.parametrize("durable", range(7))
 def test_beside_a_writer_only_what_is_durable_is_taken(durable: int) -> None:
     data = line(1) + line(2, open=1, more=1) + line(3, open=2) + line(4, open=3, more=1) + line(5, open=4)
@@ -167,6 +179,22 @@ def test_beside_a_writer_only_what_is_durable_is_taken(durable: int) -> None:
     assert damages(found) == (
         [] if durable < 6 else [(path(1), len(data), "the log ends with event 5, but events up to 6 were stored", 6, 6)]
     )
+
+
+def test_beside_a_writer_what_is_behind_damage_counts_when_it_is_durable() -> None:
+    files = segments(_1=line(1, data={"pad": "p" * 100}) + b"x\n" + line(3))
+    for durable, watching, taken in ((0, False, 3), (0, True, 1), (2, True, 1), (3, True, 3)):
+        found = survey(MemoryDisk(files | head(durable)), "/s", MANIFEST, watching=watching)
+        assert {(each.first, each.last) for each in found.damages} == {(2, 2)}
+        assert found.index.head.event_id == taken
+
+
+def test_lines_are_entered_into_the_index_that_is_given_or_a_new_one_of_the_store() -> None:
+    mine = Index(STORE_ID)
+    found = survey(MemoryDisk(THREE), "/s", MANIFEST, index=mine)
+    assert found.index is mine
+    assert mine.head.event_id == 6
+    assert survey(MemoryDisk(THREE), "/s", MANIFEST).index.store_id == STORE_ID
 
 
 def test_of_a_cut_off_commit_what_is_durable_is_kept_and_told_to_have_no_end() -> None:
@@ -238,7 +266,8 @@ def run_of(disk: Disk, last: int = 1) -> Run:
 def surveyed(disk: Disk, run: Run, **options: Any) -> tuple[Survey, list[tuple[int, int]]]:
     told: list[tuple[int, int]] = []
 
-    def sealed(_index: Index, part: Part) -> None:
+    def sealed(index: Index, part: Part) -> None:
+        assert index.sources[-2] is part
         told.append((part.first_event_id, part.last_event_id))
 
     return survey(disk, "/s", MANIFEST, runs=[run], part_bytes_min=1, sealed=sealed, **options), told
@@ -259,6 +288,21 @@ def test_what_a_run_is_the_index_of_is_not_scanned(count: int) -> None:
     assert disk.calls.made.count("read") == lookups + (3 - count) * 2
     run.close()
     assert disk.held == 0
+
+
+def test_several_runs_are_taken_one_after_another() -> None:
+    disk = MemoryDisk(THREE | segments(_7=b""))
+    made: list[Run] = []
+    survey(
+        disk,
+        "/s",
+        MANIFEST,
+        sealed=lambda _index, part: made.append(seal(disk, "/s", STORE_ID, part, Blocks())),
+        part_bytes_min=1,
+    )
+    found = survey(disk, "/s", MANIFEST, runs=made, part_bytes_min=1)
+    assert list(found.index.sources[:3]) == made
+    assert (len(made), found.index.head.event_id, len(found.index.segments)) == (3, 6, 4)
 
 
 def test_the_segments_of_a_run_are_durable_and_its_head_is_known() -> None:
