@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from aiostore import Event, Query, QueryItem
+from aiostore import Event, EventStoreError, Query, QueryItem, StoreFailed
 from aiostore.engine import Commit
 from aiostore.fanout import Fanout, InterestIndex
 from aiostore.inbox import Inbox, Interest, OnSlow
@@ -233,6 +234,35 @@ async def test_closing_takes_all_out() -> None:
     fanout.publish([Commit([event(12)], None)])
     assert (len(fanout.live), fanout.held_by_subscriptions) == (0, False)
     assert [queued(one) for one in inboxes] == [[], [], []]
+
+
+async def test_the_first_reason_why_nothing_more_is_published_stays_and_each_gets_an_error_of_its_own() -> None:
+    fanout, _ = made()
+    fanout.check()
+    gone = OSError("gone")
+    fanout.fail(gone)
+    fanout.fail(StoreFailed("/s", "later"))
+    raised = []
+    for _ in range(2):
+        with pytest.raises(EventStoreError, match="can no longer be followed: OSError\\('gone'\\)") as caught:
+            fanout.check()
+        raised.append(caught.value)
+    assert raised[0] is not raised[1]
+    assert [error.__cause__ for error in raised] == [gone, gone]
+
+
+async def test_when_nothing_more_is_published_those_who_wait_are_told_why() -> None:
+    fanout, _ = made()
+    one, two = live(fanout, Interest()), live(fanout, Interest())
+    one.waiter = asyncio.get_running_loop().create_future()
+    fanout.waiting[one] = None
+    fanout.fail(StoreFailed("/s", "sync"))
+    assert one.waiter.done()
+    assert two.waiter is None
+    for _ in range(2):
+        with pytest.raises(StoreFailed) as caught:
+            fanout.check()
+        assert caught.value.args == StoreFailed("/s", "sync").args
 
 
 def test_an_event_that_nobody_wants_costs_nobody_anything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -425,6 +425,32 @@ async def test_facts_that_grow_too_old_while_an_append_waits_are_asked_for_again
         assert event.version == 2
 
 
+async def test_an_append_whose_facts_grow_too_old_and_cannot_be_had_again_fails_alone() -> None:
+    class Forgetful(GatedEngine):
+        async def facts(self, question: Question) -> Facts:
+            if "bad" in question.streams and self.groups:
+                raise OSError("unreadable")
+            return await super().facts(question)
+
+    engine = Forgetful()
+    async with EventStore(engine, limits=Limits(ring_bytes_max=1, group_events_max=1)) as store:
+        engine.gate.clear()
+        appends = [begin(store.append(stream_id, "T", {})) for stream_id in ("a", "b", "bad", "c")]
+        await settled()
+        engine.gate.set()
+        first, second, bad, last = await outcomes(appends)
+        assert isinstance(bad, EventStoreError)
+        assert isinstance(bad.__cause__, OSError)
+        assert [event.event_id for event in (first, second, last)] == [1, 2, 3]
+
+
+async def test_an_append_of_nothing_at_all_with_a_key_comes_to_nothing(engine: GatedEngine) -> None:
+    async with EventStore(engine) as store:
+        assert await store.append_streams([], idempotency_key="k") == []
+        assert await store.append_streams([], idempotency_key="k") == []
+        assert engine.groups == []
+
+
 # Closing
 
 

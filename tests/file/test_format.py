@@ -77,6 +77,26 @@ def test_open_counts_what_was_not_durable() -> None:
     assert b'"open"' not in lone
 
 
+@pytest.mark.parametrize("count", [fmt.ENDS_MAX, fmt.ENDS_MAX + 1, fmt.ENDS_MAX + 600])
+def test_a_long_commit_counts_down_and_what_was_not_durable_up(count: int) -> None:
+    events = [Event(n + 8, "s", n + 1, "T", TIME, raw({})) for n in range(count)]
+    for unsynced in (0, 7):
+        data = encoded([Commit(events, "k")], durable=7 - unsynced)
+        assert b'"more":0' not in data
+        assert b'"open":0' not in data
+        lines = [fmt.decode_line(line) for line in data.splitlines()]
+        assert [line.more for line in lines] == [*range(count - 1, -1, -1)]
+        assert [line.unsynced for line in lines] == [*range(unsynced, unsynced + count)]
+        assert [line.key for line in lines] == ["k", *[None] * (count - 1)]
+
+
+def test_many_short_commits_have_nothing_to_count_down() -> None:
+    events = many(fmt.ENDS_MAX + 10)
+    data = encoded([Commit([event], None) for event in events])
+    assert b'"more"' not in data
+    assert [fmt.decode_line(line).unsynced for line in data.splitlines()] == [*range(len(events))]
+
+
 def test_the_checksum_covers_all_but_the_last_nineteen_bytes_of_a_line() -> None:
     from zlib import crc32
 
@@ -125,6 +145,49 @@ BAD_EVENTS = {
 def test_what_is_not_valid_is_not_served(name: str) -> None:
     with pytest.raises(Damaged):
         fmt.decode_events(fmt.lines_of(BAD_EVENTS[name]), [SEED], [1])
+
+
+def test_why_lines_are_not_served_is_told() -> None:
+    """And no less than all of them is served."""
+    valid = fmt.lines_of(GOLDEN)
+    seeds = [SEED] * 3
+    for lines, ids, reason in (
+        (valid[:2], [1, 2, 3], "^2 lines where 3 must be$"),
+        (valid, [1, 2], "^3 lines where 2 must be$"),
+        ([*valid[:2], valid[2][:-1]], [1, 2, 3], "^the checksum does not hold$"),
+        ([*valid[:2], valid[0]], [1, 2, 3], "^event 1 is not where it must be$"),
+        (valid, [2, 3, 4], "^event 2 is not where it must be$"),
+        (
+            [*valid[:2], fmt.lines_of(BAD_EVENTS["not UTF-8"])[0]],
+            [1, 2, 3],
+            "^the checksum holds, but it is not a line: ",
+        ),
+    ):
+        with pytest.raises(Damaged, match=reason):
+            fmt.decode_events(lines, seeds, ids)
+        with pytest.raises(Damaged, match=reason):
+            fmt.decode_lines(lines, seeds, ids)
+    assert [line.event_id for line in fmt.decode_lines(valid[::-1], seeds, [3, 2, 1])] == [3, 2, 1]
+
+
+LINES = [name for name, data in BAD_EVENTS.items() if data.count(b"\n") == 1 and name != "another event"]
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_one_line_that_is_not_valid_is_told_to_be_damaged(name: str) -> None:
+    line = BAD_EVENTS[name][:-1]
+    reason = "it is not a line: " if fmt.checksum_holds(line, SEED) else "^the checksum does not hold$"
+    with pytest.raises(Damaged, match=reason):
+        fmt.decode_checked_line(line, SEED)
+
+
+def test_one_valid_line_is_decoded_whole() -> None:
+    line = fmt.decode_checked_line(GOLDEN.splitlines()[1], SEED)
+    assert (line.event_id, line.stream_id, line.version, line.event_type, line.timestamp) == (
+        (2, "cart-1", 2, "ItemAdded", TIME)
+    )
+    assert (bytes(line.data), bytes(line.metadata), line.tags) == (b'{"sku":"a"}', bytes(NO_METADATA), ("sku:a",))
+    assert (line.key, line.more, line.unsynced, line.crc) == ("k-1", 1, 1, "fb4b4b2d")
 
 
 @pytest.mark.parametrize(
@@ -202,8 +265,24 @@ def test_the_manifest_is_one_checked_line() -> None:
     )
     assert fmt.decode_manifest(data) == manifest
     for bad in (b"", data[:-1], data[:-2] + b"\n", data.replace(b"00", b"01", 1), data + data):
-        with pytest.raises(Damaged):
+        with pytest.raises(Damaged, match=r"^the checksum of the manifest does not hold$"):
             fmt.decode_manifest(bad)
+
+
+@pytest.mark.parametrize("text", [b'{"min_reader":1', b'{"min_reader":"1"', b'{"store_id":"\xff"', b"[1", b"{"])
+def test_what_is_not_a_manifest_is_damaged_where_its_checksum_holds(text: bytes) -> None:
+    from zlib import crc32
+
+    with pytest.raises(Damaged, match=r"^the checksum holds, but it is not a manifest: "):
+        fmt.decode_manifest(b'%b,"crc":"%08x"}\n' % (text, crc32(text)))
+
+
+def test_other_keys_of_the_manifest_are_left_alone() -> None:
+    from zlib import crc32
+
+    manifest = fmt.Manifest(1, 1, STORE_ID, TIME, 1)
+    text = msgspec.json.encode(manifest)[:-1] + b',"later":[1]'
+    assert fmt.decode_manifest(b'%b,"crc":"%08x"}\n' % (text, crc32(text))) == manifest
 
 
 def test_a_slot_of_the_head_is_512_checked_bytes() -> None:
