@@ -10,8 +10,10 @@ from typing import Any
 from tests.crash.tape import Files, Forgotten, RecordingDisk
 from tests.file.disks import CALLS, Inode
 
-OPERATIONS = sorted({*CALLS} - {"absolute", "file_system", "process", "watch", "lock", "unlock", "close", "drop_cache"})
-"""What may fail. The others do not, or their failure is for others to see (a lock that is held)."""
+OPERATIONS = sorted(
+    {*CALLS} - {"absolute", "file_system", "process", "watch", "lock", "unlock", "close", "drop_cache", "prefetch"}
+)
+"""What may fail. The others do not (hints among them), or their failure is for others to see (a lock that is held)."""
 
 
 class Fault(Enum):
