@@ -57,8 +57,8 @@ def _look_behind(disk: Disk, directory: str, segment: Segment, file: OpenFile, d
             raise damage
         if len(data) == size:
             size *= 4  # a commit may have 64 MiB
-        elif not ended and disk.exists(f"{directory}/{segment_name(segment.last_event_id + 1)}"):
-            ended = True  # it was made after the last write here: what is not there now never will be
+        elif not ended and _is_followed(disk, directory, segment):
+            ended = True  # the next was made after the last write here: what is not there now never will be
         else:
             break
     if ended and not data.strip(b"\n"):
@@ -66,6 +66,12 @@ def _look_behind(disk: Disk, directory: str, segment: Segment, file: OpenFile, d
     last = segment.last_event_id
     reason = f"events up to {durable} are durable, but not all of them stand behind event {last}"
     raise StoreCorrupt(segment.path, segment.end, reason, last + 1, durable)
+
+
+def _is_followed(disk: Disk, directory: str, segment: Segment) -> bool:
+    """Whether there is a next segment. One without events would have its own name."""
+    following = segment.last_event_id + 1
+    return following > segment.first_event_id and disk.exists(f"{directory}/{segment_name(following)}")
 
 
 def whole_commits(data: bytes, segment: Segment, durable: int) -> News | None:
@@ -84,9 +90,10 @@ def whole_commits(data: bytes, segment: Segment, durable: int) -> News | None:
 
 def _split(data: bytes, segment: Segment, durable: int) -> tuple[list[bytes], list[int]]:
     """The lines up to the durable event, without their newlines, and where each begins in the file."""
-    wanted = durable - segment.last_event_id
+    wanted = min(durable - segment.last_event_id, len(data))  # what a head says may be beyond all measure
     if b"\n\n" in data or data[:1] == b"\n":  # there may be megabytes of padding
-        found = list(islice(_LINE.finditer(data), wanted))
+        # Not beyond the last newline: in a long line without its end, it would be looked for from each byte on.
+        found = list(islice(_LINE.finditer(data, 0, data.rfind(b"\n") + 1), wanted))
         return [match[0] for match in found], [segment.end + match.start() for match in found]
     texts = data.split(b"\n", wanted)
     texts.pop()

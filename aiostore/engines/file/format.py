@@ -53,7 +53,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, repeat
 from operator import add, itemgetter
 from sys import byteorder
-from typing import Final, NamedTuple, TypeVar, cast
+from typing import Annotated, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -88,6 +88,10 @@ class Damaged(Exception):
     """Bytes that are not what they must be, and why."""
 
 
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where bytes are not what they must be; the last, where they are nested without end."""
+
+
 # --- names and seeds ---
 
 
@@ -110,12 +114,16 @@ def line_seed(store_id: str, first_event_id: int) -> int:
 # --- lines ---
 
 
+Number = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A line as recovery reads it: every key, and no other."""
 
-    event_id: int
+    event_id: Number
     stream_id: str
-    version: int
+    version: Number
     event_type: str
     timestamp: str
     data: msgspec.Raw
@@ -123,8 +131,8 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     metadata: msgspec.Raw = NO_METADATA
     tags: tuple[str, ...] = ()
     key: str | None = None
-    more: int = 0
-    unsynced: int = msgspec.field(name="open", default=0)
+    more: Count = 0
+    unsynced: Count = msgspec.field(name="open", default=0)
 
 
 class Lines(NamedTuple):
@@ -195,6 +203,8 @@ _checksum_part: Final = cast("Callable[[bytes], bytes]", itemgetter(slice(-CRC_B
 
 def checksums_hold(lines: Sequence[bytes], seeds: Iterable[int]) -> bool:
     """Whether each of the lines, without its newline, ends in its checksum; cheaper than to ask for each."""
+    if not lines:
+        return True
     sums = array("I", map(crc32, map(_checked_part, lines), seeds))
     if byteorder == "little":
         sums.byteswap()
@@ -209,7 +219,7 @@ def decode_checked_line(line: bytes, seed: int) -> Line:
         raise Damaged("the checksum does not hold")
     try:
         return decode_line(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
 
 
@@ -240,7 +250,7 @@ def _checked(lines: Sequence[bytes], seeds: Iterable[int], ids: Sequence[int], d
         raise Damaged("the checksum does not hold")
     try:
         events = list(map(decode, lines))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise Damaged(f"the checksum holds, but it is not a line: {error}") from error
     if [event.event_id for event in events] != list(ids):
         raise Damaged(f"event {ids[0]} is not where it must be")
@@ -272,7 +282,7 @@ def decode_manifest(data: bytes) -> Manifest:
         raise Damaged("the checksum of the manifest does not hold")
     try:
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise Damaged(f"the checksum holds, but it is not a manifest: {error}") from error
 
 

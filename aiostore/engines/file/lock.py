@@ -11,6 +11,7 @@ import time
 import msgspec
 
 from aiostore.engines.file.disk import NO_ROOM, Disk
+from aiostore.engines.file.format import UNDECODABLE
 from aiostore.errors import StoreLocked
 
 TRIES = 5
@@ -71,7 +72,7 @@ def _locked(disk: Disk, file: int, path: str) -> StoreLocked:
 def _holder(disk: Disk, file: int) -> _Holder:
     try:
         return msgspec.json.decode(disk.read(file, 4096, 0), type=_Holder)
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # what it says is only for people
+    except UNDECODABLE:  # what it says is only for people
         return _Holder(0, "")
 
 

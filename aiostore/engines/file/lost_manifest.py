@@ -19,8 +19,6 @@ from itertools import islice
 from typing import Final
 from zlib import crc32 as plain_crc32
 
-import msgspec
-
 from aiostore.engine import FIRST_TIMESTAMP
 from aiostore.engines.file.disk import Disk, OpenFile
 from aiostore.engines.file.format import (
@@ -29,6 +27,7 @@ from aiostore.engines.file.format import (
     HEAD_NAME,
     MANIFEST_NAME,
     SLOT_BYTES,
+    UNDECODABLE,
     Line,
     Manifest,
     decode_line,
@@ -118,7 +117,7 @@ def _began(text: bytes) -> int | None:
 def _decoded(text: bytes) -> Line | None:
     try:
         return decode_line(text) if len(text) > CRC_BYTES else None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
 
 

@@ -138,7 +138,10 @@ class PageReader:
         if error is not None:
             raise EngineUnavailable(f"{piece.segment.path} cannot be read now: {error}") from error
         try:
-            return decode_checked_line(_single_line(read), piece.segment.seed)
+            line = decode_checked_line(_single_line(read), piece.segment.seed)
+            if line.event_id != event_id:
+                raise Damaged(f"event {line.event_id} stands where {event_id} must")
+            return line
         except Damaged as damaged:
             raise StoreCorrupt(piece.segment.path, piece.start, str(damaged), event_id, event_id) from damaged
 
@@ -156,7 +159,7 @@ class PageReader:
                 break
             event = (await self._events(pieces, read, backwards=True))[0]
             version = event.version if event.stream_id == stream_id else 0
-            head = event.event_id - 1
+            head = min(head, event.event_id) - 1  # down in any case, whatever the index says
         if version and as_of == self._index.head.event_id:  # else an event that it had since may be forgotten already
             self._index.versions.room()[stream_id] = version
         return version
@@ -176,7 +179,7 @@ class PageReader:
             line = await self._single(*found)
             if line.stream_id == stream_id and line.key == key:
                 return range(line.event_id, line.event_id + line.more + 1)
-            head = line.event_id - 1
+            head = min(head, line.event_id) - 1
         return None
 
     async def commits(self, after: int) -> list[Commit]:
@@ -314,7 +317,8 @@ class PageReader:
                 return events, True
             if events:
                 return events, False
-            low, high = (low, examined[-1].event_id - 1) if backwards else (examined[-1].event_id + 1, high)
+            last = examined[-1].event_id
+            low, high = (low, min(last, high) - 1) if backwards else (max(last, low) + 1, high)
         return events, True
 
     def _find_ids(

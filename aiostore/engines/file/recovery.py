@@ -202,15 +202,24 @@ def _newest(disk: Disk, found: Survey, segment: Segment, *, watching: bool, goin
         return
     while scan.later and scan.later[-1].line.more and scan.later[-1].line.event_id > durable:
         scan.later.pop()  # the commit was cut off before it ended
+    unfinished = bool(scan.later) and scan.later[-1].line.more > 0
     scan.enter_later(durable if watching else EVENT_ID_MAX)
     last = max(segment.last_event_id, durable)
-    damages = scan.damages
-    if damages and damages[-1].last == UNKNOWN:
-        damages[-1] = damages[-1]._replace(last=last)
-    elif last > segment.last_event_id:
+    damages = _up_to(last, scan.damages)
+    told = max(segment.last_event_id, damages[-1].last if damages else 0)
+    if last > told:
         reason = f"the log ends with event {segment.last_event_id}, but events up to {last} were stored"
-        damages.append(Damage(segment.path, scan.size, reason, segment.last_event_id + 1, last))
+        damages.append(Damage(segment.path, scan.size, reason, told + 1, last))
+    elif unfinished:
+        reason = f"the commit of event {segment.last_event_id} has no end"
+        damages.append(Damage(segment.path, scan.size, reason, last + 1, last))
     found.damages.extend(damages)
+
+
+def _up_to(last: int, damages: Sequence[Damage]) -> list[Damage]:
+    """The damages without what comes behind the last event: that was never acknowledged. The first one is kept."""
+    kept = [damage for place, damage in enumerate(damages) if not place or damage.first <= last]
+    return [damage._replace(last=last if damage.last == UNKNOWN else min(damage.last, last)) for damage in kept]
 
 
 def repair(disk: Disk, directory: str, found: Survey, stamp: str) -> None:

@@ -8,6 +8,8 @@ import functools
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import ge
 from typing import Final
 
 from aiostore.engines.file.blocks import BLOCK_BYTES, Blocks, Typecode, decode_numbers
@@ -190,6 +192,8 @@ class Run:
             keys = self._keys(number)[at : at + end - place]
             found += [base + (key & ORDINAL_MASK) for key in keys]
             place += len(keys)
+        if found[-1] > self.last_event_id or any(map(ge, found, islice(found, 1, None))):
+            raise RunDamaged(self, "it names events that it does not have")  # no device does that, but what made it
         return found
 
     def offsets(self, first_event_id: int, last_event_id: int) -> array[int]:

@@ -7,10 +7,16 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise, repeat
 from typing import NamedTuple
 
-import msgspec
-
 from aiostore.engines.file.disk import Disk
-from aiostore.engines.file.format import CRC_BYTES, LINE_BYTES_MIN, Line, checksum_holds, checksums_hold, decode_line
+from aiostore.engines.file.format import (
+    CRC_BYTES,
+    LINE_BYTES_MIN,
+    UNDECODABLE,
+    Line,
+    checksum_holds,
+    checksums_hold,
+    decode_line,
+)
 from aiostore.engines.file.index import Damage, Index
 from aiostore.engines.file.segment import Segment
 
@@ -30,7 +36,7 @@ opening for hours. Lines that stand behind a newline are always found.
 EVENT_ID_MAX = 10**19
 """Beyond every event_id."""
 
-UNKNOWN = 0
+UNKNOWN = -1
 """The last event of damage behind which no line is valid."""
 
 _TOKEN = re.compile(rb'\{"event_id":([0-9]{1,19}),"stream_id":"')
@@ -160,7 +166,7 @@ class Scan:
                     return position, "the checksum does not hold"
                 try:
                     line = decode_line(text)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                except UNDECODABLE as error:
                     self.undecodable = True
                     return position, f"the checksum holds, but it is not a line: {error}"
                 reason = self._take_one(Placed(line, position, end))
@@ -237,7 +243,7 @@ class Scan:
             return None
         try:
             line = decode_line(text)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNDECODABLE:
             self.undecodable = True  # reported by the caller as damage that no torn write leaves
             return None
         return line if self._is_plausible(line.event_id, position) else None
@@ -249,7 +255,7 @@ def take_valid(lines: Sequence[bytes], seed: int, first_event_id: int) -> list[L
         return []
     try:
         taken = list(map(decode_line, lines))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return []
     if [line.event_id for line in taken] != list(range(first_event_id, first_event_id + len(taken))):
         return []

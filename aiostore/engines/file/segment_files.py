@@ -129,7 +129,7 @@ class SegmentFiles:
                     self._disk.prefetch(file, start, end)
             try:
                 for file, (start, end) in some:
-                    data.append(self._disk.read(file, end - start, start))
+                    data.append(self._disk.read(file, max(end - start, 0), start))  # an index may say anything
             except OSError as error:
                 return data, error
         return data, None
@@ -216,6 +216,8 @@ def _lines(piece: Piece, groups: Spans, data: list[bytes]) -> list[bytes]:
     for start, end in piece.spans:
         if not group[0] <= start < group[1]:
             place += 1
+            if place == len(groups):
+                return []  # an index may say anything, also places that go back and forth: no lines are there
             group = groups[place]
         lines.append(data[place][start - group[0] : end - group[0] - 1])
     return lines
