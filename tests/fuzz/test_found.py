@@ -17,6 +17,7 @@ from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.file.lock import holder_of, writer_lives
 from aiostore.engines.file.opening import open_to_read
+from aiostore.engines.file.repairing import Repair
 from aiostore.engines.file.run_format import Header
 from aiostore.engines.file.segment import Segment
 from aiostore.engines.file.verifying import verify
@@ -117,6 +118,21 @@ def test_counts_below_nothing_are_damage(count: str) -> None:
     with pytest.raises(StoreCorrupt) as caught:
         opened_to_write(PickyDisk({**store.files, path: b"\n".join(lines)}))
     assert (caught.value.path, caught.value.offset) == (path, 0)
+
+
+def test_a_segment_under_another_name_does_not_hide_that_it_is_lost() -> None:
+    """What stands outside of the chain was the newest: that events behind the last one are durable was not told."""
+    files = dict(store_named("plain").files)
+    newest = max(segments_of(files))
+    first = first_of(newest) or 0
+    files[f"{DIRECTORY}/{fmt.segment_name(first - 1)}"] = files.pop(newest)
+    disk = PickyDisk(files)
+    index = open_to_read(disk, DIRECTORY, nothing)
+    lost = [(damage.first, damage.last) for damage in index.damages]
+    assert lost == [(first, store_named("plain").acknowledged)]
+    with Repair(disk, DIRECTORY) as repair:
+        assert repair.carry_out(repair.plan()).head_event_id == first - 1
+    assert verify(disk, DIRECTORY).whole
 
 
 def hand_written_with_a_cut_commit(durable: int) -> tuple[HandWritten, list[bytes]]:
