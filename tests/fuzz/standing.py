@@ -19,6 +19,8 @@ _BEGIN = re.compile(rb'\{\s*"')
 _END = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 CACHED_MAX = 100_000
 BEGINNINGS_MAX = 500
+BYTES_LOOKED_AT_MAX = 4_000_000
+CACHED_BYTES_MAX = 2000
 NUMBER_MAX = 2**63 - 1
 
 
@@ -58,6 +60,8 @@ _known: dict[tuple[int, bytes], Written | None] = {}
 
 def written(text: bytes, seed: int) -> Written | None:
     """The line of the text, if it is valid by itself."""
+    if len(text) > CACHED_BYTES_MAX:
+        return _written(text, seed)
     known = (seed, text)
     if known not in _known:
         if len(_known) > CACHED_MAX:
@@ -146,7 +150,7 @@ class Standing:
 
     def _look_inside(self, text: bytes, seed: int) -> None:
         """Lines that begin in the midst of another, and those of which but the newline is lost."""
-        for begin in islice(_BEGIN.finditer(text), BEGINNINGS_MAX):
+        for begin in islice(_BEGIN.finditer(text), max(5, min(BEGINNINGS_MAX, BYTES_LOOKED_AT_MAX // len(text)))):
             end = _END.search(text, begin.end())
             for piece in {text[begin.start() :], text[begin.start() : end.end() if end else None]}:
                 inner = served(piece, seed)

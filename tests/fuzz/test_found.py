@@ -13,9 +13,11 @@ from aiostore import Event, EventStore, Query, StoreCorrupt, StoreLocked
 from aiostore.engines.file import format as fmt
 from aiostore.engines.file.behind import whole_commits
 from aiostore.engines.file.blocks import BLOCK_BYTES
+from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.file.lock import holder_of, writer_lives
 from aiostore.engines.file.opening import open_to_read
+from aiostore.engines.file.repairing import Repair
 from aiostore.engines.file.run_format import Header
 from aiostore.engines.file.segment import Segment
 from aiostore.engines.file.verifying import verify
@@ -116,6 +118,21 @@ def test_counts_below_nothing_are_damage(count: str) -> None:
     with pytest.raises(StoreCorrupt) as caught:
         opened_to_write(PickyDisk({**store.files, path: b"\n".join(lines)}))
     assert (caught.value.path, caught.value.offset) == (path, 0)
+
+
+def test_a_segment_under_another_name_does_not_hide_that_it_is_lost() -> None:
+    """What stands outside of the chain was the newest: that events behind the last one are durable was not told."""
+    files = dict(store_named("plain").files)
+    newest = max(segments_of(files))
+    first = first_of(newest) or 0
+    files[f"{DIRECTORY}/{fmt.segment_name(first - 1)}"] = files.pop(newest)
+    disk = PickyDisk(files)
+    index = open_to_read(disk, DIRECTORY, nothing)
+    lost = [(damage.first, damage.last) for damage in index.damages]
+    assert lost == [(first, store_named("plain").acknowledged)]
+    with Repair(disk, DIRECTORY) as repair:
+        assert repair.carry_out(repair.plan()).head_event_id == first - 1
+    assert verify(disk, DIRECTORY).whole
 
 
 def hand_written_with_a_cut_commit(durable: int) -> tuple[HandWritten, list[bytes]]:
@@ -275,3 +292,15 @@ async def read_as_users_do(files: Files, **query: Any) -> list[Event]:
             (Path(folder) / path.rpartition("/")[2]).write_bytes(data)
         async with EventStore(folder, mode="r") as store:
             return await store.read_all(query=Query.where(**query) if query else None).to_list()
+
+
+def test_nothing_is_read_of_a_line_that_is_missing(tmp_path: Path) -> None:
+    """Lost events have places without bytes: asked for first, it was BufferError."""
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    disk = Disk()
+    file = disk.open_read(str(path))
+    disk.read(file, 10, 0)
+    assert disk.read_each_nowait(file, [(3, 3)]) in ([b""], None)
+    assert disk.read_each_nowait(file, [(5, 3), (2, 4)]) in ([b"", b"23"], None)
+    disk.close(file)

@@ -110,7 +110,7 @@ class Disk:
         if _DARWIN:
             return None
         room = 0
-        buffer = memoryview(b"")
+        buffer = memoryview(bytearray())
         preadv, nowait = os.preadv, os.RWF_NOWAIT
         read: list[bytes] = []
         try:

@@ -76,6 +76,7 @@ def survey(
     runs_by_first = {run.first_event_id: run for run in runs}
     expected = manifest.first_segment
     place = 0
+    newest = False
     while place < len(firsts):
         first = firsts[place]
         if first != expected:
@@ -100,13 +101,14 @@ def survey(
         else:
             if not tolerant:
                 _forget(disk, segment)
+            newest = True
             _newest(disk, found, segment, watching=watching, going_on=going_on)
         if found.damages and not tolerant:
             return found
         place += 1
-    if not firsts and head:
-        path = f"{directory}/{segment_name(expected)}"
-        found.damages.append(Damage(path, 0, "all segments are missing", expected, head))
+    if not newest and found.durable >= expected:  # there are none, or the last is outside of the chain
+        reason = "the segment is missing" if firsts else "all segments are missing"
+        found.damages.append(Damage(f"{directory}/{segment_name(expected)}", 0, reason, expected, found.durable))
     return found
 
 
