@@ -126,7 +126,7 @@ class Ways:
             first, last = error.first_event_id, error.last_event_id
             if last < first:  # the index cannot be made anew, for a commit in its segments has no end
                 last = up_to
-            if not 0 < first:
+            if not first > 0:
                 raise Wrong(f"an error in the way of reading does not say of which events: {error}")
             if query is not None:  # damage in the log may keep the index from being made anew for those around it
                 first, last = (
