@@ -16,7 +16,7 @@ from tests.crash.faulty import OPERATIONS, Fault, FaultyDisk
 from tests.crash.judge import Tally, check_end
 from tests.crash.life import Life
 
-SEEDS = range(int(os.environ.get("AIOSTORE_FAULT_SEEDS", "3" if os.environ.get("CI") else "1")))
+SEEDS = range(int(os.environ.get("AIOSTORE_FAULT_SEEDS", "2" if os.environ.get("CI") else "1")))
 
 FAULTS = [
     *((operation, fault, number)
