@@ -1,8 +1,9 @@
 """A bit of a store with runs is flipped: nothing wrong is served, by any way of reading, and the index takes nothing
-away. Here, some of them; `python -m tests.fuzz --bits runs` takes all, and finds newlines whose loss is judged
-differently by two ways of reading (an open question)."""
+away. In CI every third of them; `python -m tests.fuzz --bits runs` takes all."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.fuzz.bits import check_each
 from tests.fuzz.campaign import quiet
 from tests.fuzz.seeds import store_named
 
-EVERY = 211
+EVERY = 3 if os.environ.get("CI") else 211
 PARTS = 2
 
 
