@@ -114,14 +114,16 @@ def on_terminal(args: list[str], answers: dict[bytes, bytes]) -> tuple[int, byte
     while True:
         try:
             if not select.select([terminal], [], [], SECONDS)[0]:
+                os.kill(pid, signal.SIGKILL)
                 break
             shown += os.read(terminal, 65536)
         except OSError:
             break
         for question in [question for question in answers if question in shown]:
             os.write(terminal, answers.pop(question))
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)  # now: a process that is about to end would be hung up on
+    return os.waitstatus_to_exitcode(status), shown
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 1), (b"\n", 1), (b"\x03", 130)])
