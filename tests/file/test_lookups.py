@@ -18,11 +18,12 @@ from aiostore.engine import Question, Selection
 from aiostore.engines.file import index as index_module
 from aiostore.engines.file import pages as pages_module
 from aiostore.engines.file import segment_files
+from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.file.pieces import Piece
 from aiostore.engines.file.segment import LinePlaces, Segment
 from aiostore.errors import StoreCorrupt
 from tests.file.disks import MemoryDisk
-from tests.file.driver import counted, opened_to_write, started
+from tests.file.driver import Driver, counted, opened_to_write, started
 from tests.file.sealed_stores import (
     SMALL,
     GatedDisk,
@@ -222,14 +223,19 @@ async def scattered_store(disk: MemoryDisk) -> None:
     await engine.aclose()
 
 
+async def cold_store() -> tuple[ColdDisk, FileEngine, Driver]:
+    """That store, opened where nothing is in memory."""
+    made = MemoryDisk()
+    await scattered_store(made)
+    disk = ColdDisk(made.files())
+    return disk, *await started("/s", disk, **SMALL)
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 async def test_a_page_that_is_not_in_memory_takes_one_trip_and_is_asked_of_the_device_at_once(
     backwards: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = MemoryDisk()
-    await scattered_store(made)
-    disk = ColdDisk(made.files())
-    engine, driver = await started("/s", disk, **SMALL)
+    disk, engine, driver = await cold_store()
     forget_blocks(engine)
     disk.noted.clear()
     trips = 0
@@ -261,10 +267,7 @@ async def test_a_page_that_is_not_in_memory_takes_one_trip_and_is_asked_of_the_d
 
 
 async def test_what_is_in_memory_is_not_asked_of_the_device() -> None:
-    made = MemoryDisk()
-    await scattered_store(made)
-    disk = ColdDisk(made.files())
-    engine, driver = await started("/s", disk, **SMALL)
+    disk, engine, driver = await cold_store()
     selection = Selection(up_to=driver.head, stream_id="a")
     await engine.read(selection, None, 500)
     disk.noted.clear()
@@ -282,10 +285,7 @@ async def test_of_a_large_page_only_so_much_is_asked_of_the_device_at_once(monke
     monkeypatch.setattr(segment_files, "PREFETCHED_MAX", 3)
     monkeypatch.setattr(pages_module, "PREFETCHED_MAX", 2)
     monkeypatch.setattr(segment_files, "PIECES_AT_ONCE", 5)
-    made = MemoryDisk()
-    await scattered_store(made)
-    disk = ColdDisk(made.files())
-    engine, driver = await started("/s", disk, **SMALL)
+    disk, engine, driver = await cold_store()
     forget_blocks(engine)
     disk.noted.clear()
     page = await engine.read(Selection(up_to=driver.head, stream_id="a"), None, 500)

@@ -290,16 +290,22 @@ def test_what_a_run_is_the_index_of_is_not_scanned(count: int) -> None:
     assert disk.held == 0
 
 
-def test_several_runs_are_taken_one_after_another() -> None:
-    disk = MemoryDisk(THREE | segments(_7=b""))
+def sealed_runs(disk: MemoryDisk, manifest: fmt.Manifest) -> list[Run]:
+    """A run of each segment but the newest."""
     made: list[Run] = []
     survey(
         disk,
         "/s",
-        MANIFEST,
+        manifest,
         sealed=lambda _index, part: made.append(seal(disk, "/s", STORE_ID, part, Blocks())),
         part_bytes_min=1,
     )
+    return made
+
+
+def test_several_runs_are_taken_one_after_another() -> None:
+    disk = MemoryDisk(THREE | segments(_7=b""))
+    made = sealed_runs(disk, MANIFEST)
     found = survey(disk, "/s", MANIFEST, runs=made, part_bytes_min=1)
     assert list(found.index.sources[:3]) == made
     assert (len(made), found.index.head.event_id, len(found.index.segments)) == (3, 6, 4)
@@ -317,14 +323,7 @@ def test_the_segments_of_a_run_are_durable_and_its_head_is_known() -> None:
 def test_a_part_before_a_run_is_complete() -> None:
     disk = MemoryDisk(segments(_3=lines(3, 4), _5=lines(5, 6)))
     later = fmt.Manifest(1, 1, STORE_ID, TIME.format(0), 3)
-    made: list[Run] = []
-    survey(
-        disk,
-        "/s",
-        later,
-        sealed=lambda _index, part: made.append(seal(disk, "/s", STORE_ID, part, Blocks())),
-        part_bytes_min=1,
-    )
+    made = sealed_runs(disk, later)
     disk.put(path(1), lines(1, 2))
     found, told = surveyed(disk, made[0])
     assert told == [(1, 2)]

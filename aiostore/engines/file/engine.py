@@ -128,11 +128,10 @@ class FileEngine(Engine):
         if isinstance(opened, Writer):
             self._writer = opened
             self._writer.log.attach(thread, sealer)
-        in_loop = threading.get_ident()
-        self._blocks.may_block = lambda: threading.get_ident() != in_loop
         readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="aiostore-read")
         files = SegmentFiles(self._disk, readers)
         lookups = Lookups(readers, sealer.mend)
+        self._blocks.may_block = lookups.may_wait
         state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
         state = StateFile(self._disk, directory, read_only=self._read_only)
         pages = PageReader(index, files, lookups)

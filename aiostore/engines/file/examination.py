@@ -20,13 +20,12 @@ from aiostore.engines.file.format import (
     HEAD_NAME,
     LOCK_NAME,
     MANIFEST_NAME,
-    SLOT_BYTES,
     Damaged,
     Manifest,
-    decode_slot,
     segment_first,
     segment_name,
 )
+from aiostore.engines.file.head import HEAD_BYTES, decode_slots
 from aiostore.engines.file.index import PART_BYTES_MIN, Damage
 from aiostore.engines.file.line_walk import LineWalk
 from aiostore.engines.file.lock import writer_lives
@@ -34,7 +33,7 @@ from aiostore.engines.file.log_check import LogCheck
 from aiostore.engines.file.lost_manifest import lost_manifest
 from aiostore.engines.file.manifest import check_format, read_manifest
 from aiostore.engines.file.patient import PatientDisk, Unreadable
-from aiostore.engines.file.recovery import Survey, survey
+from aiostore.engines.file.recovery import Survey, is_torn, survey
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_check import RunCheck
 from aiostore.engines.file.run_format import is_temporary, run_first
@@ -295,7 +294,7 @@ def _tell_runs(found: Examination, result: Survey, log: LogCheck, checks: Sequen
     for check in checks:
         if not check.reason or found.manifest_damage:
             continue  # without the store's own id, the hashes in it cannot be compared
-        own = {f"{found.directory}/{segment.first_event_id:020d}.jsonl" for segment in check.run.segments}
+        own = {f"{found.directory}/{segment_name(segment.first_event_id)}" for segment in check.run.segments}
         if own & damaged:
             continue  # its segments cannot be compared; the damage is told
         _bad_run(found, check.run.path, check.reason.removeprefix(f"{check.run.path}: "))
@@ -350,10 +349,9 @@ def _examine_head(disk: Disk, found: Examination, manifest: Manifest) -> None:
 def _slots(disk: Disk, path: str, store_id: str) -> list[int | None]:
     opened = OpenFile(disk, path)
     try:
-        data = disk.read(opened.file, 2 * SLOT_BYTES, 0)
+        return decode_slots(disk.read(opened.file, HEAD_BYTES, 0), store_id)
     finally:
         opened.close()
-    return [decode_slot(data[start : start + SLOT_BYTES], store_id) for start in (0, SLOT_BYTES)]
 
 
 def _examine_state(found: Examination) -> None:
@@ -380,7 +378,7 @@ def _examine_names(disk: Disk, found: Examination) -> None:
     for name in found.names:
         if name in _PARTS or segment_first(name) or run_first(name):
             continue
-        if name.startswith("torn-") and name.endswith(".bin"):
+        if is_torn(name):
             size = size_of(disk, f"{found.directory}/{name}")
             found.findings.note(name, f"{size:,} bytes that an earlier recovery set aside; of no use to the store")
         elif is_temporary(name) or name == f"{MANIFEST_NAME}.tmp":

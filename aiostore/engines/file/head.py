@@ -31,10 +31,14 @@ def decode_head(data: bytes, store_id: str) -> int:
     return max(0, *_slots(data, store_id))
 
 
+def decode_slots(data: bytes, store_id: str) -> list[int | None]:
+    """What the two slots say, None where one is not valid."""
+    return [decode_slot(data[start : start + SLOT_BYTES], store_id) for start in (0, SLOT_BYTES)]
+
+
 def _slots(data: bytes, store_id: str) -> list[int]:
-    """What the two slots say, `_NOTHING` where one is not valid."""
-    slots = [decode_slot(data[start : start + SLOT_BYTES], store_id) for start in (0, SLOT_BYTES)]
-    return [_NOTHING if slot is None else slot for slot in slots]
+    """The same, `_NOTHING` where one is not valid."""
+    return [_NOTHING if slot is None else slot for slot in decode_slots(data, store_id)]
 
 
 class HeadFile:

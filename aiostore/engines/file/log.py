@@ -44,15 +44,12 @@ class GroupFile(io.RawIOBase):
 
     _file = -1  # none: an object whose file could not be opened is closed by its finalizer, too
 
-    def __init__(
-        self, disk: Disk, path: str, head: HeadFile, end: int, *, synced: bool, prepared_bytes: int, segment_bytes: int
-    ) -> None:
+    def __init__(self, disk: Disk, path: str, head: HeadFile, end: int, *, synced: bool, segment_bytes: int) -> None:
         """Open the segment, whose last commit ends at ``end`` and behind which are blank lines at most."""
         self._disk = disk
         self._path = path
         self._head = head
         self._synced = synced
-        self._prepared_bytes = prepared_bytes if synced else 0
         self._segment_bytes = segment_bytes
         self._failed: BaseException | None = None
         self.group_last_event_id = 0
@@ -89,8 +86,8 @@ class GroupFile(io.RawIOBase):
 
     def _write(self, group: memoryview) -> None:
         end = self.end + group.nbytes
-        if end > self._size and group.nbytes <= PADDED_BYTES_MAX:
-            padding = min(self._prepared_bytes, self._segment_bytes - end)
+        if self._synced and end > self._size and group.nbytes <= PADDED_BYTES_MAX:
+            padding = min(PREPARED_BYTES, self._segment_bytes - end)
             if padding > 0:
                 try:
                     self._put(memoryview(b"".join((group, b"\n" * padding))))
@@ -173,7 +170,6 @@ class Log:
         durable: int,
         synced: bool,
         segment_bytes: int,
-        prepared_bytes: int,
     ) -> None:
         """Open the last segment, or make the first; on the writing thread."""
         self._disk = disk
@@ -184,7 +180,6 @@ class Log:
         self._durable = durable
         self._synced = synced
         self._segment_bytes = segment_bytes
-        self._prepared_bytes = prepared_bytes
         self._failed: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_append = 0.0
@@ -283,7 +278,6 @@ class Log:
             self._head,
             segment.end,
             synced=self._synced,
-            prepared_bytes=self._prepared_bytes,
             segment_bytes=self._segment_bytes,
         )
         try:

@@ -12,6 +12,7 @@ from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.format import Line
 from aiostore.engines.file.index import Part
 from aiostore.engines.file.line_walk import Breaks, LineWalk
+from aiostore.engines.file.recovery import forget
 from aiostore.engines.file.run_check import RunCheck
 from aiostore.engines.file.segment import Segment
 from aiostore.engines.file.version_check import VersionCheck
@@ -75,11 +76,7 @@ class LogCheck(LineWalk):
             self._run = self._runs.pop(segment.first_event_id, None)
         self._part = Part(segment.first_event_id)
         if self._from_device:
-            file = self._disk.open_read(segment.path)
-            try:
-                self._disk.drop_cache(file)
-            finally:
-                self._disk.close(file)
+            forget(self._disk, segment)
         return None
 
     def end_segment(self) -> None:

@@ -34,6 +34,7 @@ from aiostore.engines.file.format import (
     segment_first,
     segment_name,
 )
+from aiostore.engines.file.head import HEAD_BYTES
 from aiostore.engines.file.manifest import MANIFEST_BYTES_MAX
 from aiostore.engines.file.run_format import HEADER_BYTES, run_first
 
@@ -94,7 +95,7 @@ def _witnesses(disk: Disk, directory: str, names: Sequence[str]) -> Iterator[tup
             if began is not None:
                 yield rewound(suffix, began), line
     if HEAD_NAME in names:
-        head = _read(disk, f"{directory}/{HEAD_NAME}", 2 * SLOT_BYTES)
+        head = _read(disk, f"{directory}/{HEAD_NAME}", HEAD_BYTES)
         slots = {head[start : start + SLOT_BYTES].rstrip(b"\n") for start in (0, SLOT_BYTES)}
         yield from _of_texts(slots, b"head")
     headers = [_read(disk, f"{directory}/{name}", HEADER_BYTES) for name in names if run_first(name)]

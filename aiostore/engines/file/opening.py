@@ -20,7 +20,7 @@ from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, MANIFEST_NAME, se
 from aiostore.engines.file.head import HeadFile
 from aiostore.engines.file.index import PART_BYTES_MIN, Index, Part, runs_of
 from aiostore.engines.file.lock import WriterLock, writer_lives
-from aiostore.engines.file.log import PREPARED_BYTES, Log
+from aiostore.engines.file.log import Log
 from aiostore.engines.file.manifest import check_format, create_manifest, has_store, make_directories, read_manifest
 from aiostore.engines.file.recovery import COPY_SUFFIX, repair, survey
 from aiostore.engines.file.run import Run, RunDamaged
@@ -49,7 +49,6 @@ class Options:
     synced: bool
     segment_bytes: int
     part_bytes_min: int = PART_BYTES_MIN
-    prepared_bytes: int = PREPARED_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,6 @@ def open_to_write(
             durable=found.durable,
             synced=options.synced,
             segment_bytes=options.segment_bytes,
-            prepared_bytes=options.prepared_bytes,
         )
         rebuilt.tidy(found.index)
         undo.pop_all()

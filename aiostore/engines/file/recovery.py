@@ -100,7 +100,7 @@ def survey(
             expected = max(firsts[place + 1], segment.last_event_id + 1)
         else:
             if not tolerant:
-                _forget(disk, segment)
+                forget(disk, segment)
             newest = True
             _newest(disk, found, segment, watching=watching, going_on=going_on)
         if found.damages and not tolerant:
@@ -163,7 +163,7 @@ def _outside(directory: str, expected: int, first: int) -> Damage:
     return Damage(f"{directory}/{segment_name(first)}", 0, "the segment is outside of the chain", first, first - 1)
 
 
-def _forget(disk: Disk, segment: Segment) -> None:
+def forget(disk: Disk, segment: Segment) -> None:
     """Have the segment read from the device: after a failed sync, memory may show what the device lost."""
     file = disk.open_read(segment.path)
     try:
@@ -271,6 +271,11 @@ def _write_again(disk: Disk, directory: str, file: int, segment: Segment, first:
         disk.close(copy)
     disk.replace(path, segment.path)
     disk.sync_directory(directory)
+
+
+def is_torn(name: str) -> bool:
+    """Whether the file of the name has a tail that was set aside."""
+    return name.startswith("torn-") and name.endswith(".bin")
 
 
 def _set_aside(disk: Disk, directory: str, file: int, size: int, segment: Segment, stamp: str) -> None:

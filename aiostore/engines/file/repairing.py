@@ -33,18 +33,17 @@ from typing import Self
 import msgspec
 
 from aiostore.engines.file.disk import Disk
+from aiostore.engines.file.engine import SEGMENT_BYTES
 from aiostore.engines.file.evidence import SALVAGED_NAME, Evidence
 from aiostore.engines.file.examination import Progress, examine, no_progress, store_names
-from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, SLOT_BYTES, Manifest, encode_slot
+from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, Manifest, encode_slot
+from aiostore.engines.file.head import HEAD_BYTES
 from aiostore.engines.file.lock import WriterLock
 from aiostore.engines.file.manifest import write_manifest
 from aiostore.engines.file.opening import Options, check_place, open_to_write
 from aiostore.engines.file.patient import PatientDisk
 from aiostore.engines.file.repair_plan import Plan, Steps, plan_repair
 from aiostore.errors import EngineUnavailable, StoreLocked
-from aiostore.limits import MIB
-
-SEGMENT_BYTES = 16 * MIB
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +155,7 @@ class Repair:
 
     def _lower_head(self, file: int, manifest: Manifest, event_id: int) -> None:
         self._disk.write_at(file, encode_slot(event_id, manifest.store_id) * 2, 0)
-        self._disk.truncate(file, 2 * SLOT_BYTES)
+        self._disk.truncate(file, HEAD_BYTES)
 
     def _write(self, path: str, change: Callable[[int], None]) -> None:
         file = self._disk.open_write(path)

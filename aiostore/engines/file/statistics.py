@@ -12,6 +12,7 @@ from aiostore.engines.file.format import HEAD_NAME, LOCK_NAME, segment_first
 from aiostore.engines.file.head import read_head
 from aiostore.engines.file.lock import holder_of, writer_lives
 from aiostore.engines.file.manifest import check_format, read_manifest
+from aiostore.engines.file.recovery import is_torn
 from aiostore.engines.file.run_format import run_first
 from aiostore.engines.file.state import STATE_NAME
 
@@ -74,4 +75,4 @@ def _kind(name: str) -> str:
         return "indexes"
     if name in (STATE_NAME, STATE_JOURNAL):
         return "state"
-    return "torn" if name.startswith("torn-") and name.endswith(".bin") else "other"
+    return "torn" if is_torn(name) else "other"
