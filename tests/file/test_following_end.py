@@ -158,10 +158,12 @@ def test_a_loop_that_ends_without_closing_leaves_nothing(tmp_path: Path) -> None
         async with EventStore(tmp_path / "s") as store:
             await store.append("s", "T", {})
         reader = await EventStore.open(tmp_path / "s", mode="r")
-        await anext(reader.subscribe())
+        events = reader.subscribe()
+        await anext(events)
         engine = reader._engine
         assert isinstance(engine, FileEngine)
         engines.append(engine)
+        await until(lambda: engine._following()._watch is not None)
 
     engines: list[FileEngine] = []
     asyncio.run(main())

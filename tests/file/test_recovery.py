@@ -15,6 +15,7 @@ from aiostore.engine import Commit, Head, Plan
 from aiostore.engines.file import format as fmt
 from aiostore.engines.file import scan
 from aiostore.engines.file.opening import open_to_read
+from aiostore.engines.file.recovery import is_torn
 from aiostore.engines.postings import Kind, Term, key_text
 from aiostore.errors import EngineUnavailable, EngineUnsupported, EventStoreError, StoreCorrupt
 from aiostore.events import Event
@@ -297,7 +298,7 @@ async def test_a_torn_tail_is_set_aside_and_logged(caplog: pytest.LogCaptureFixt
     disk = MemoryDisk({**story.disk.files(), path: story.disk.files()[path] + tail})
     with caplog.at_level(logging.WARNING, "aiostore"):
         assert recovered(story, disk, at_least=len(story.events)) == len(story.events)
-    [torn] = [name for name in disk.files() if "/torn-" in name]
+    [torn] = [name for name in disk.files() if is_torn(name.removeprefix("/s/"))]
     assert torn.startswith(f"/s/torn-{len(story.events) + 1}-20")
     assert disk.files()[torn] == tail
     assert disk.files()[path] == story.disk.files()[path]
