@@ -143,7 +143,7 @@ class Follower:
                 break
             await asyncio.sleep(0)
         try:
-            task.cancel()
+            self._storm.notes.cancellations += task.cancel()
             await asyncio.wait([task])
         finally:
             if task.done() and not task.cancelled():

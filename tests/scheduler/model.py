@@ -121,6 +121,8 @@ class Notes:
     projectings: list[Projecting] = field(default_factory=list)
     calls: list[tuple[int, int]] = field(default_factory=list)
     """(last event_id of the commit, number of the listener) of each call of a handler, as it began."""
+    cancellations: int = 0
+    """Of tasks that had not ended."""
 
 
 def check(notes: Notes, log: Log) -> None:

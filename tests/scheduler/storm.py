@@ -133,7 +133,7 @@ class Storm:
                     key=asyncio.Task.get_name,
                 )
             if victims:
-                self.chance.choice(victims).cancel()
+                self.notes.cancellations += self.chance.choice(victims).cancel()
 
     # Those who append
 
@@ -182,7 +182,7 @@ class Storm:
     async def _give_up(self, task: asyncio.Task[None]) -> None:
         for _ in range(self.chance.randrange(12)):
             await asyncio.sleep(0)
-        task.cancel()
+        self.notes.cancellations += task.cancel()
 
     async def _race(self) -> None:
         """Append at the version that was read, again if another was faster."""

@@ -6,10 +6,8 @@ AIOSTORE_SEEDS says how many; AIOSTORE_SEED=n runs seed n alone.
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,31 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.scheduler.engines import FULL_EVERY, restless_files, restless_memory
-from tests.scheduler.loop import Order, SeededLoop
-from tests.scheduler.storm import Storm
+from tests.scheduler.campaign import digest, rage
 
 SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("2000" if os.environ.get("CI") == "true" else "200"))
 CHUNKS = 20
-FILES_EVERY = 5
-"""One storm of so many is over an embedded log, the others are over memory."""
-
-
-def rage(seed: int, directory: Path) -> str:
-    """The storm of the seed; what was noted in it, in short."""
-    chance = random.Random(seed)
-    place = (restless_memory if seed % FILES_EVERY else restless_files)(chance, directory, FULL_EVERY)
-    loop = SeededLoop(seed, chance.choice(list(Order)))
-    storm = Storm(chance, place)
-    try:
-        log = loop.play(storm.run())
-    except BaseException as error:
-        raise AssertionError(f"seed {seed}, {loop.order.value}: {error!r}; again with AIOSTORE_SEED={seed}") from error
-    stored = [(event.stream_id, event.data, event.tags) for event in log]
-    followed = [(following.position, len(following.got)) for following in storm.notes.followings]
-    projected = [projecting.projection and projecting.projection.state for projecting in storm.notes.projectings]
-    noted = (stored, storm.notes.calls, followed, projected, loop.time())
-    return hashlib.sha256(repr(noted).encode()).hexdigest()
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +49,11 @@ def test_the_promises_hold_in_every_storm(chunk: int, tmp_path: Path) -> None:
 
 def test_a_seed_has_the_same_storm_again_also_in_another_process(tmp_path: Path) -> None:
     seeds = range(15)
-    noted = [rage(seed, tmp_path / str(seed)) for seed in seeds]
+    noted = [digest(rage(seed, tmp_path / str(seed))) for seed in seeds]
     assert len(set(noted)) == len(seeds)
     program = (
-        "import logging, pathlib, sys; from tests.scheduler.test_storms import rage; logging.disable()\n"
-        "for seed in map(int, sys.argv[2:]): print(rage(seed, pathlib.Path(sys.argv[1], str(seed))))"
+        "import logging, pathlib, sys; from tests.scheduler.campaign import digest, rage; logging.disable()\n"
+        "for seed in map(int, sys.argv[2:]): print(digest(rage(seed, pathlib.Path(sys.argv[1], str(seed)))))"
     )
     again = tmp_path / "again"
     again.mkdir()
