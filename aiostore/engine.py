@@ -7,6 +7,7 @@ questions and reads may come at any time, also during a commit, and see only wha
 from __future__ import annotations
 
 import asyncio
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -133,6 +134,26 @@ class State(NamedTuple):
     """How often it was saved."""
     fits: bool = True
     """Whether the log has the very event at the position that it had when this was saved; if not, it is worthless."""
+
+
+class Saving(NamedTuple):
+    """A state to be kept in place of what is kept under its key."""
+
+    key: str
+    value: bytes | None
+    """None: nothing is kept any more."""
+    expected_revision: int | None = None
+    """That of what is replaced, 0 for nothing, None for whatever it is."""
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The first text behind all that begin with the prefix, by code points; None if there is none."""
+    for length in range(len(prefix), 0, -1):
+        last = ord(prefix[length - 1])
+        if last < sys.maxunicode:
+            following = 0xE000 if last == 0xD7FF else last + 1  # what lies between is no text
+            return prefix[: length - 1] + chr(following)
+    return None
 
 
 class Engine(ABC):
@@ -301,12 +322,23 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
-        """Keep the value and its position in place of what is kept under the key; returns the new revision.
+    async def load_states(self, prefix: str, *, after: str = "", limit: int = PAGE_EVENTS) -> dict[str, State]:
+        """The states whose keys begin with the prefix and are above ``after``, by key, the first ``limit`` of them.
 
-        In one step, and as durably as events are; never before the events up to the position are as durable. Position
-        0 to the head. ``expected_revision``: that of what is replaced, 0 for nothing, None for whatever it is; else
-        `StateConflict`, and nothing is saved. Cancelled, it may or may not be saved.
+        Keys are ordered by their code points. Raises as `load_state` does.
+        """
+
+    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+        """Keep one state, see `save_states`; returns its new revision."""
+        return (await self.save_states(position, [Saving(key, value, expected_revision)]))[0]
+
+    @abstractmethod
+    async def save_states(self, position: int, savings: Sequence[Saving]) -> Sequence[int]:
+        """Keep all these states, made of the events up to ``position``; returns their new revisions, 0 where none is.
+
+        All of them or none, in one step, and as durably as events are; never before the events up to the position are
+        as durable. Position 0 to the head. Each key once. `StateConflict` names the first of which another revision is
+        kept than the expected one, and nothing is saved. Cancelled, they may or may not be saved.
 
         Raises `StoreFull`, `StoreFailed`, `StoreCorrupt`, `EngineUnavailable`, `EngineUnsupported` (opened to read).
         """

@@ -5,7 +5,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Engine, Facts, Head, Page, Plan, Question, Selection, State
+from aiostore.engine import (
+    FIRST_TIMESTAMP,
+    PAGE_EVENTS,
+    Engine,
+    Facts,
+    Head,
+    Page,
+    Plan,
+    Question,
+    Saving,
+    Selection,
+    State,
+)
 from aiostore.engines.postings import Postings, bounds, candidates, stream_places
 from aiostore.errors import StateConflict
 from aiostore.events import Event, copies, copy_event
@@ -81,11 +93,23 @@ class MemoryEngine(Engine):
     async def load_state(self, key: str) -> State | None:
         return self._states.get(key)
 
-    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+    async def load_states(self, prefix: str, *, after: str = "", limit: int = PAGE_EVENTS) -> dict[str, State]:
+        keys = sorted(key for key in self._states if key > after and key.startswith(prefix))
+        return {key: self._states[key] for key in keys[:limit]}
+
+    async def save_states(self, position: int, savings: Sequence[Saving]) -> Sequence[int]:
         assert 0 <= position <= len(self._events), "a state is made of events that are there"
-        kept = self._states.get(key)
-        revision = kept.revision if kept else 0
-        if expected_revision not in (None, revision):
-            raise StateConflict(key, expected_revision, revision)
-        self._states[key] = State(position, bytes(value), revision + 1)
-        return revision + 1
+        kept = [self._states.get(saving.key) for saving in savings]
+        revisions = [state.revision if state else 0 for state in kept]
+        for (key, _, expected), revision in zip(savings, revisions, strict=True):
+            if expected not in (None, revision):
+                raise StateConflict(key, expected, revision)
+        saved = []
+        for (key, value, _), revision in zip(savings, revisions, strict=True):
+            if value is None:
+                self._states.pop(key, None)
+                saved.append(0)
+            else:
+                self._states[key] = State(position, bytes(value), revision + 1)
+                saved.append(revision + 1)
+        return saved

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aiostore import EventStore, StateConflict
-from aiostore.engine import State
+from aiostore.engine import Saving, State, prefix_end
 from tests.conformance import engine_of, reopen
 
 
@@ -79,3 +79,37 @@ async def test_states_and_appends_go_on_beside_each_other(store: EventStore) -> 
     kept = await engine_of(store).load_state("k")
     assert kept is not None
     assert (kept.value, kept.fits, kept.revision) == (b"9", True, 10)
+
+
+async def test_several_are_saved_in_one_step_or_none(store: EventStore) -> None:
+    engine = engine_of(store)
+    await store.append("s", "E", {})
+    assert await engine.save_states(1, [Saving("b", b"b"), Saving("a", b"a", 0)]) == [1, 1]
+    with pytest.raises(StateConflict) as caught:
+        await engine.save_states(0, [Saving("a", b"new"), Saving("b", b"new", 7), Saving("c", b"new")])
+    assert (caught.value.key, caught.value.expected, caught.value.actual) == ("b", 7, 1)
+    assert await engine.load_states("") == {"a": State(1, b"a", 1), "b": State(1, b"b", 1)}
+    assert await engine.save_states(1, [Saving("a", None, 1), Saving("b", b"B", 1), Saving("c", None)]) == [0, 2, 0]
+    assert await engine.load_states("") == {"b": State(1, b"B", 2)}
+    assert await engine.save_states(0, [Saving("a", b"again", 0)]) == [1]
+    assert await engine.save_states(0, []) == []
+
+
+async def test_those_of_a_prefix_are_loaded_in_the_order_of_their_keys(store: EventStore) -> None:
+    engine = engine_of(store)
+    keys = ["p", "p/", "p/a", "p/b%", "p/b_", "p/\ue000", "p/\U00010000", "p/\U0010ffff", "p0", "o", "q"]
+    await engine.save_states(0, [Saving(key, key.encode()) for key in reversed(keys)])
+    assert list(await engine.load_states("p/")) == keys[1:8]
+    assert list(await engine.load_states("p/", after="p/a", limit=2)) == ["p/b%", "p/b_"]
+    assert await engine.load_states("p/", after="p0") == {}
+    assert list(await engine.load_states("", limit=3)) == ["o", "p", "p/"]
+    assert list(await engine.load_states("p/\U0010ffff")) == ["p/\U0010ffff"]
+    assert [state.value.decode() for state in (await engine.load_states("p")).values()] == keys[:9]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [("", None), ("a", "b"), ("p/", "p0"), ("a\ud7ff", "a\ue000"), ("a\U0010ffff", "b"), ("\U0010ffff", None)],
+)
+def test_the_end_of_a_prefix(prefix: str, end: str | None) -> None:
+    assert prefix_end(prefix) == end

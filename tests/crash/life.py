@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -27,6 +27,7 @@ from aiostore import (
     StoreFull,
     StreamAppend,
 )
+from aiostore.engine import Saving
 from aiostore.engines.file import engine as file_engine
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.file.state import Row
@@ -57,19 +58,22 @@ class FullDisk(RecordingDisk):
 class States:
     """Stands for the SQLite file: what is saved is there at once, and the disk is told."""
 
-    def __init__(self, disk: RecordingDisk, directory: str, *, read_only: bool) -> None:
+    def __init__(self, disk: RecordingDisk, path: str, *, read_only: bool) -> None:
         self._disk = disk
         self._rows: dict[str, Row] = {}
 
     def load(self, key: str) -> Row | None:
         return self._rows.get(key)
 
-    def save(self, key: str, position: int, crc: str, value: bytes, expected_revision: int | None) -> int:
+    def save(self, position: int, crc: str, savings: Sequence[Saving]) -> list[int]:
         self._disk.told(position, durable=True)
-        before = self._rows.get(key)
-        revision = before.revision + 1 if before else 1
-        self._rows[key] = Row(revision, position, crc, value)
-        return revision
+        revisions = []
+        for key, value, _ in savings:
+            before = self._rows.get(key)
+            assert value is not None
+            self._rows[key] = Row(before.revision + 1 if before else 1, position, crc, value)
+            revisions.append(self._rows[key].revision)
+        return revisions
 
 
 @contextmanager

@@ -128,7 +128,7 @@ async def test_in_os_mode_the_log_is_synced_first(tmp_path: Path, monkeypatch: p
     original = StateFile.save
     synced_before: list[int] = []
 
-    def save(self: StateFile, *args: Any) -> int:
+    def save(self: StateFile, *args: Any) -> list[int]:
         synced_before.append(disk.synced.count(".jsonl"))
         return original(self, *args)
 

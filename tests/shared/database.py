@@ -19,6 +19,7 @@ from aiostore.engine import (
     Plan,
     Proposal,
     Question,
+    Saving,
     Selection,
     State,
 )
@@ -156,6 +157,10 @@ class SharedEngine(Engine):
         await self._dawdle()
         return await self._database.memory.load_state(key)
 
-    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+    async def load_states(self, prefix: str, *, after: str = "", limit: int = PAGE_EVENTS) -> dict[str, State]:
         await self._dawdle()
-        return await self._database.memory.save_state(key, position, value, expected_revision=expected_revision)
+        return await self._database.memory.load_states(prefix, after=after, limit=limit)
+
+    async def save_states(self, position: int, savings: Sequence[Saving]) -> Sequence[int]:
+        await self._dawdle()
+        return await self._database.memory.save_states(position, savings)

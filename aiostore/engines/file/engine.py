@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
-from aiostore.engine import PAGE_EVENTS, Commit, Engine, Facts, Head, Page, Plan, Question, Selection, State
+from aiostore.engine import (
+    PAGE_EVENTS,
+    Commit,
+    Engine,
+    Facts,
+    Head,
+    Page,
+    Plan,
+    Question,
+    Saving,
+    Selection,
+    State,
+)
 from aiostore.engines.file.blocks import Blocks
 from aiostore.engines.file.disk import Disk, DiskThread, deliver_later, until_done
 from aiostore.engines.file.following import Follower
@@ -21,7 +33,7 @@ from aiostore.engines.file.opening import Options, Writer, check_place, open_to_
 from aiostore.engines.file.pages import PageReader, commits_of
 from aiostore.engines.file.sealing import Sealer
 from aiostore.engines.file.segment_files import SegmentFiles
-from aiostore.engines.file.state import Row, StateFile
+from aiostore.engines.file.state import STATE_NAME, Row, StateFile
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreClosed, StoreCorrupt
 from aiostore.events import Event
 from aiostore.limits import MIB
@@ -133,7 +145,7 @@ class FileEngine(Engine):
         lookups = Lookups(readers, sealer.mend)
         self._blocks.may_block = lookups.may_wait
         state_thread = ThreadPoolExecutor(1, thread_name_prefix="aiostore-state")
-        state = StateFile(self._disk, directory, read_only=self._read_only)
+        state = StateFile(self._disk, f"{directory}/{STATE_NAME}", read_only=self._read_only)
         pages = PageReader(index, files, lookups)
         follower = None
         if self._read_only:  # a network file system tells only of what this machine does
@@ -261,19 +273,24 @@ class FileEngine(Engine):
     async def load_state(self, key: str) -> State | None:
         opened = self._held()
         row: Row | None = await self._in_state_thread(opened.state.load, key)
-        if row is None:
-            return None
+        return None if row is None else await self._state(row)
+
+    async def load_states(self, prefix: str, *, after: str = "", limit: int = PAGE_EVENTS) -> dict[str, State]:
+        rows = await self._in_state_thread(self._held().state.load_some, prefix, after, limit)
+        return {key: await self._state(row) for key, row in rows.items()}
+
+    async def _state(self, row: Row) -> State:
         fits = row.crc == await self._crc(row.position)
         return State(row.position, row.value, row.revision, fits)
 
-    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+    async def save_states(self, position: int, savings: Sequence[Saving]) -> Sequence[int]:
         log = self._writing().log
         opened = self._held()
         crc = await self._crc(position)
         if crc is None:
             raise StoreCorrupt(self._path, 0, "the event that a state was made of cannot be read", position, position)
         await log.sync(position)
-        return await self._in_state_thread(opened.state.save, key, position, crc, value, expected_revision)
+        return await self._in_state_thread(opened.state.save, position, crc, savings)
 
     async def _crc(self, position: int) -> str | None:
         """The checksum of the line at the position, "" at 0; None where there is no whole line."""

@@ -6,12 +6,14 @@ each call, so that no connection lives on in a forked child. Every function here
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from aiostore.engine import Saving, prefix_end
 from aiostore.engines.file.disk import NO_ROOM, Disk
 from aiostore.errors import (
     EngineUnavailable,
@@ -32,7 +34,10 @@ CREATE TABLE states(
 ) STRICT
 """
 _LOAD = "SELECT revision, position, crc, value FROM states WHERE key = ?"
+_LOAD_SOME = "SELECT key, revision, position, crc, value FROM states WHERE key >= ? AND key > ?"
+_REVISION = "SELECT revision FROM states WHERE key = ?"
 _SAVE = "INSERT OR REPLACE INTO states(key, revision, position, crc, value) VALUES (?, ?, ?, ?, ?)"
+_REMOVE = "DELETE FROM states WHERE key = ?"
 
 
 class Row(NamedTuple):
@@ -49,30 +54,41 @@ class _HalfDone(EventStoreError):
 
 
 class StateFile:
-    """The file in the store's directory; made when the first state is saved. One call at a time."""
+    """A file of states, ``state.db`` in a store's directory; made when the first is saved. One call at a time."""
 
-    def __init__(self, disk: Disk, directory: str, *, read_only: bool) -> None:
+    def __init__(self, disk: Disk, path: str, *, read_only: bool) -> None:
         self._disk = disk
-        self._directory = directory
+        self._directory = os.path.dirname(path)
         self._read_only = read_only
-        self._path = f"{directory}/{STATE_NAME}"
+        self._path = path
 
     def load(self, key: str) -> Row | None:
         """What is kept under the key."""
+        rows = self._rows(_LOAD, (key,))
+        return Row(*rows[0]) if rows else None
+
+    def load_some(self, prefix: str, after: str, limit: int) -> dict[str, Row]:
+        """What is kept under the first keys that begin with the prefix and are above ``after``."""
+        end = prefix_end(prefix)
+        bounds = [prefix, after] if end is None else [prefix, after, end]
+        rows = self._rows(f"{_LOAD_SOME}{'' if end is None else ' AND key < ?'} ORDER BY key LIMIT ?", [*bounds, limit])
+        return {key: Row(*row) for key, *row in rows}
+
+    def _rows(self, query: str, values: Sequence[object]) -> list[Any]:
         if not self._disk.exists(self._path):
-            return None
+            return []
         # A writer may have to undo what a crash left half done. A reader cannot; for it, nothing is kept.
         try:
             with self._connected("ro" if self._read_only else "rw") as connection:
                 if self._version(connection) == 0:  # a crash came before the first state was saved
-                    return None
-                row = connection.execute(_LOAD, (key,)).fetchone()
+                    return []
+                return connection.execute(query, values).fetchall()
         except _HalfDone:
-            return None
-        return None if row is None else Row(*row)
+            return []
 
-    def save(self, key: str, position: int, crc: str, value: bytes, expected_revision: int | None) -> int:
-        """Keep the value, durably; returns its revision. `StateConflict` if another than the expected one is kept."""
+    def save(self, position: int, crc: str, savings: Sequence[Saving]) -> list[int]:
+        """Keep them all or none, durably; returns their revisions. `StateConflict` if another is kept than expected."""
+        revisions = []
         self._create()
         with self._connected("rw") as connection:
             connection.execute("PRAGMA synchronous = EXTRA")
@@ -80,13 +96,18 @@ class StateFile:
             if self._version(connection) == 0:
                 connection.execute(_CREATE)
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
-            kept = connection.execute(_LOAD, (key,)).fetchone()
-            revision: int = kept[0] if kept else 0
-            if expected_revision not in (None, revision):
-                raise StateConflict(key, expected_revision, revision)
-            connection.execute(_SAVE, (key, revision + 1, position, crc, value))
+            for key, value, expected in savings:
+                kept = connection.execute(_REVISION, (key,)).fetchone()
+                revision: int = kept[0] if kept else 0
+                if expected not in (None, revision):
+                    raise StateConflict(key, expected, revision)
+                if value is None:
+                    connection.execute(_REMOVE, (key,))
+                else:
+                    connection.execute(_SAVE, (key, revision + 1, position, crc, value))
+                revisions.append(0 if value is None else revision + 1)
             connection.execute("COMMIT")
-        return revision + 1
+        return revisions
 
     def _create(self) -> None:
         try:

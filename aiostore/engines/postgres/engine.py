@@ -19,8 +19,10 @@ from aiostore.engine import (
     Plan,
     Proposal,
     Question,
+    Saving,
     Selection,
     State,
+    prefix_end,
 )
 from aiostore.engines.postgres.connections import Connector, Pool, Session, Times
 from aiostore.engines.postgres.failures import mapped
@@ -302,19 +304,33 @@ class PostgresEngine(Engine):
         rows = await self._ask(sql, key)
         return State(*rows[0]) if rows else None
 
-    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+    async def load_states(self, prefix: str, *, after: str = "", limit: int = PAGE_EVENTS) -> dict[str, State]:
+        if not storable(prefix):
+            return {}
+        sql = self._sql(
+            "SELECT key, pos, value, revision, coalesce(mark = {s}.mark_of(pos), false) FROM {s}.states"
+            " WHERE key >= $1 AND key > $2 AND ($3::text IS NULL OR key < $3) ORDER BY key LIMIT $4"
+        )
+        rows = await self._ask(sql, prefix, after, prefix_end(prefix), limit)
+        return {key: State(*state) for key, *state in rows}
+
+    async def save_states(self, position: int, savings: Sequence[Saving]) -> Sequence[int]:
         self._held()
         self._writing()
-        if not storable(key):
-            raise InvalidEvent("key", f"{key!r:.80} is not text that the server can store")
-        sql = self._sql("SELECT saved, actual FROM {s}.save_state($1, $2, $3, $4)")
-        args = (key, position, bytes(value), expected_revision)
-        ((saved, actual),) = await self._with_session(lambda session: session.ask(sql, *args), again=False)
-        if saved is None:
+        for key, _, _ in savings:
+            if not storable(key):
+                raise InvalidEvent("key", f"{key!r:.80} is not text that the server can store")
+        sql = self._sql("SELECT saved, refused, actual FROM {s}.save_states($1, $2, $3, $4)")
+        values = [None if saving.value is None else bytes(saving.value) for saving in savings]
+        expected = [saving.expected_revision for saving in savings]
+        args = (position, [saving.key for saving in savings], values, expected)
+        ((saved, refused, actual),) = await self._with_session(lambda session: session.ask(sql, *args), again=False)
+        if refused is not None:
+            key, _, expected_revision = savings[refused - 1]
             assert expected_revision is not None, "whatever is kept is replaced"
             raise StateConflict(key, expected_revision, actual)
-        revision: int = saved
-        return revision
+        revisions: list[int] = saved
+        return revisions
 
 
 def _seconds(name: str, value: object) -> float:

@@ -250,38 +250,44 @@ LANGUAGE sql STABLE AS $$
 $$;
 """
 
-# Returns the new revision and nothing, or nothing and the revision that was not expected.
-SAVE_STATE: Final = """
-CREATE FUNCTION {schema}.save_state(the_key text, the_position bigint, the_value bytea, expected bigint,
-    OUT saved bigint, OUT actual bigint)
+# Returns the new revisions (0 where nothing is kept), or which of them was not expected, from 1 on, and what is kept.
+SAVE_STATES: Final = """
+CREATE FUNCTION {schema}.save_states(the_position bigint, keys text[], the_values bytea[], expected bigint[],
+    OUT saved bigint[], OUT refused integer, OUT actual bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
     the_mark text := {schema}.mark_of(the_position);
+    revision bigint;
+    revisions bigint[] := '{{}}';
 BEGIN
     IF the_mark IS NULL THEN
         RAISE EXCEPTION 'there is no event at position %', the_position USING ERRCODE = '{no_event}';
     END IF;
-    IF expected IS NULL THEN
-        INSERT INTO {schema}.states AS s (key, revision, pos, mark, value)
-            VALUES (the_key, 1, the_position, the_mark, the_value)
-            ON CONFLICT (key) DO UPDATE SET revision = s.revision + 1, pos = excluded.pos, mark = excluded.mark,
-                value = excluded.value
-            RETURNING s.revision INTO saved;
-    ELSIF expected = 0 THEN
-        INSERT INTO {schema}.states AS s (key, revision, pos, mark, value)
-            VALUES (the_key, 1, the_position, the_mark, the_value)
-            ON CONFLICT (key) DO NOTHING RETURNING s.revision INTO saved;
-    ELSE
-        UPDATE {schema}.states s SET revision = s.revision + 1, pos = the_position, mark = the_mark, value = the_value
-            WHERE s.key = the_key AND s.revision = expected RETURNING s.revision INTO saved;
-    END IF;
-    IF saved IS NULL THEN
-        SELECT coalesce((SELECT s.revision FROM {schema}.states s WHERE s.key = the_key), 0) INTO actual;
-    END IF;
+    PERFORM pg_advisory_xact_lock({states_lock});
+    FOR place IN 1..cardinality(keys) LOOP
+        SELECT coalesce((SELECT s.revision FROM {schema}.states s WHERE s.key = keys[place]), 0) INTO revision;
+        IF expected[place] <> revision THEN
+            refused := place;
+            actual := revision;
+            RETURN;
+        END IF;
+        revisions := revisions || CASE WHEN the_values[place] IS NULL THEN 0 ELSE revision + 1 END;
+    END LOOP;
+    FOR place IN 1..cardinality(keys) LOOP
+        IF the_values[place] IS NULL THEN
+            DELETE FROM {schema}.states s WHERE s.key = keys[place];
+        ELSE
+            INSERT INTO {schema}.states AS s (key, revision, pos, mark, value)
+                VALUES (keys[place], revisions[place], the_position, the_mark, the_values[place])
+                ON CONFLICT (key) DO UPDATE SET revision = excluded.revision, pos = excluded.pos,
+                    mark = excluded.mark, value = excluded.value;
+        END IF;
+    END LOOP;
+    saved := revisions;
 END $$;
 """
 
 NO_EVENT: Final = "AS002"
 """The SQLSTATE of a state that was made of an event which is not there."""
 
-FUNCTIONS: Final = (FIRST_MATCH, APPEND_GROUP, TAKE_OVER, VERSION_AT, MARK_OF, SAVE_STATE)
+FUNCTIONS: Final = (FIRST_MATCH, APPEND_GROUP, TAKE_OVER, VERSION_AT, MARK_OF, SAVE_STATES)

@@ -13,7 +13,7 @@ from aiostore.errors import EngineUnavailable, EngineUnsupported
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """The number of the format that this code reads and writes: of its tables and functions."""
 
 SERVER_VERSION_MIN: Final = 14
@@ -66,9 +66,10 @@ def checked_name(schema: object) -> str:
     return schema
 
 
-def lock_of(schema: str) -> int:
-    """The number of the advisory lock that writers of this schema take, one at a time."""
-    return int.from_bytes(hashlib.sha256(b"aiostore:" + schema.encode()).digest()[:8], "big", signed=True)
+def lock_of(schema: str, what: str = "") -> int:
+    """The number of the advisory lock that writers of this schema take, one at a time; ``what``: of its states."""
+    name = f"aiostore{what}:{schema}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def channel_of(schema: str) -> str:
@@ -82,6 +83,7 @@ def ddl(schema: str) -> str:
     fields = {
         "schema": schema,
         "lock": str(lock_of(schema)),
+        "states_lock": str(lock_of(schema, "-states")),
         "channel": channel_of(schema),
         "first": FIRST_TIMESTAMP,
         "format": str(FORMAT),
