@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiostore import Engine, StoreClosed, StoreFull
-from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Facts, Head, Page, Plan, Question, Selection, State
+from aiostore.engine import FIRST_TIMESTAMP, PAGE_EVENTS, Facts, Head, Page, Plan, Question, Saving, Selection, State
 from aiostore.engines.file.disk import Disk
 from aiostore.engines.file.engine import FileEngine
 from aiostore.engines.memory import MemoryEngine
@@ -85,13 +85,17 @@ class RestlessEngine(Engine):
         await self._dawdle()
         return await self._inner.load_state(key)
 
-    async def save_state(self, key: str, position: int, value: bytes, *, expected_revision: int | None = None) -> int:
+    async def load_states(self, prefix: str, *, after: str = "", limit: int = PAGE_EVENTS) -> dict[str, State]:
+        await self._dawdle()
+        return await self._inner.load_states(prefix, after=after, limit=limit)
+
+    async def save_states(self, position: int, savings: Sequence[Saving]) -> Sequence[int]:
         await self._dawdle()
         if self._full_every and self._chance.randrange(self._full_every) == 0:
             raise StoreFull(self.location, "so it was chosen")
-        revision = await self._inner.save_state(key, position, value, expected_revision=expected_revision)
+        revisions = await self._inner.save_states(position, savings)
         await self._dawdle()
-        return revision
+        return revisions
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:
