@@ -97,6 +97,17 @@ class ProjectionStopped(EventStoreError):
         return f"projection {self.name!r} is at event {self.position} and goes no further: {self.reason}"
 
 
+class Fenced(EventStoreError):
+    """Another reads under this ``name`` by now: what this one has not recorded, that one has again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name!r} was taken over by another that reads under this name: this one records nothing more"
+
+
 class StoreClosed(EventStoreError):
     """The store is not open: not yet, or not any more."""
 

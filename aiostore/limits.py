@@ -9,6 +9,8 @@ EVENT_TYPE_BYTES_MAX = 256
 TAG_BYTES_MAX = 256
 TAGS_MAX = 64
 IDEMPOTENCY_KEY_BYTES_MAX = 256
+NAME_BYTES_MAX = 200
+"""Of projections, consumers and named subscriptions."""
 NESTING_MAX = 100
 INTEGER_MIN = -(2**63)
 INTEGER_MAX = 2**64 - 1

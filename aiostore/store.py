@@ -14,6 +14,7 @@ from weakref import WeakSet
 from anyio.abc import AsyncResource
 
 from aiostore.batch import Batch
+from aiostore.checkpoint import Checkpoint
 from aiostore.commit import Clock, Committer, utc_now
 from aiostore.drafts import (
     StreamDrafts,
@@ -32,6 +33,7 @@ from aiostore.limits import Limits, check_bound, check_number
 from aiostore.listeners import Handler, Listener
 from aiostore.query import AppendCondition, Query
 from aiostore.reader import Reader, check_query
+from aiostore.states import states_of
 from aiostore.subscription import OnLive, Subscription, in_wait_body
 from aiostore.timestamps import check_moment
 from aiostore.worker import Worker
@@ -359,6 +361,9 @@ class EventStore(AsyncResource):
         queue_size: int = 1024,
         on_slow: Literal["catch_up", "wait", "fail"] = "catch_up",
         on_live: OnLive | None = None,
+        name: str | None = None,
+        checkpoint_every: int | None = None,
+        state: str | os.PathLike[str] | None = None,
     ) -> Subscription:
         """Every matching event after the event_id ``after`` (`END`: after the head as of the start), once, in order.
 
@@ -367,8 +372,14 @@ class EventStore(AsyncResource):
         the log; ``"wait"`` holds appends back until there is room (those made in the loop's own body pass; after 30 s
         without a step it becomes ``"catch_up"``); ``"fail"`` raises `SlowSubscriber`. ``on_live(subscription)``, plain
         or async, is called each time it has come from history to live and handed out all there was.
+
+        With a ``name`` (1 to 200 bytes) it starts where the last one of that name left off; ``after`` counts for the
+        first. `Subscription.checkpoint` records how far it has come, or ``checkpoint_every`` so many events (and when
+        nothing has come for a second, and at its end), each when the next is asked for: at least once, never ahead of
+        the work. Entered, or at its first step, it takes the name over: an earlier one that records anything gets
+        `Fenced`. ``state``: a file of its own for checkpoints, where the store is opened with ``mode="r"``.
         """
-        _, fanout = self._parts()
+        engine, fanout = self._parts()
         if after is not END:
             after = check_number("after", after, 0)
         if on_live is not None and not callable(on_live):
@@ -380,7 +391,18 @@ class EventStore(AsyncResource):
             OnSlow(on_slow),
             fanout.inbox_changed,
         )
-        return Subscription(self._engine, fanout, inbox, after, on_live, self._check)
+        if name is None and (checkpoint_every is not None or state is not None):
+            raise ValueError("checkpoint_every and state are for subscriptions with a name")
+        return Subscription(
+            engine,
+            fanout,
+            inbox,
+            after,
+            on_live,
+            self._check,
+            None if name is None else Checkpoint(states_of(engine, state, "a subscription with a name"), name),
+            None if checkpoint_every is None else check_number("checkpoint_every", checkpoint_every, 1),
+        )
 
     def on_commit(self, handler: Handler, *, wait: bool = True) -> Listener:
         """Have ``await handler(events)`` called with each commit from now on, one after another, in order.

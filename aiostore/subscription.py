@@ -6,14 +6,16 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
 
 from anyio.abc import AsyncResource
 
+from aiostore.checkpoint import Checkpoint
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
-from aiostore.errors import EngineUnavailable, SlowSubscriber, StoreClosed
+from aiostore.errors import EngineUnavailable, EventStoreError, SlowSubscriber, StoreClosed
 from aiostore.events import END, Event, Position, copies, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
@@ -25,6 +27,14 @@ RING_STEP_EVENTS = 1000
 
 RETRY_S = 0.2
 """So long after a server was unavailable, history is asked for again."""
+
+IDLE_S = 1.0
+"""So long nothing comes, and what was handled is recorded before ``checkpoint_every`` events are."""
+
+UNMATCHED_MAX = 10_000
+"""After so many events that do not match, the checkpoint is moved on while nothing else is to do."""
+
+_NEVER = sys.maxsize
 
 logger = logging.getLogger("aiostore")
 
@@ -49,6 +59,8 @@ class SubscriptionStatistics:
     """Roughly what these take; what was read from the log is not counted."""
     fell_behind_count: int
     """How often its full queue was dropped."""
+    checkpoint: int | None = None
+    """What it has recorded of its position; None without a name, or before its start."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +105,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         after: int | Position,
         on_live: OnLive | None,
         check: Callable[[], None],
+        checkpoint: Checkpoint | None = None,
+        checkpoint_every: int | None = None,
     ) -> None:
         self._engine = engine
         self._fanout = fanout
@@ -107,20 +121,61 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         self._reading = False
         self._body: _Body | None = None
         self._delivered_count = 0
+        self._checkpoint = checkpoint
+        self._checkpoint_every = checkpoint_every
+        self._checkpoint_due = _NEVER if checkpoint is None or checkpoint_every is None else checkpoint_every
+        """A checkpoint is due when so many events were delivered, and the last of them handled."""
+        self._in_hand = 0
+        """The first event_id of what was handed out last and may not be handled yet; 0 for none."""
         # The head as of going live: `on_live` is due when all up to it was handed out.
         self._live_due: int | None = None
 
     async def __aenter__(self) -> Self:
         self._check()
         self._entered = True
-        self._fix_end()
+        await self._find_start()
         return self
 
     async def aclose(self) -> None:
-        """End the subscription: its reader just stops, and nothing of it is left. From any task; again is nothing."""
-        self._closed = True
+        """End the subscription: its reader just stops, and nothing of it is left. From any task; again is nothing.
+
+        With ``checkpoint_every``, what was handled is recorded: all but what was handed out last.
+        """
+        first, self._closed = not self._closed, True
         self._end_body()
+        handled = self._handled
         self._fanout.leave(self._inbox)
+        checkpoint = self._checkpoint
+        if first and checkpoint is not None and checkpoint.claimed and self._checkpoint_every is not None:
+            try:
+                await checkpoint.move(handled)
+            except EventStoreError as error:  # what was not recorded comes again
+                logger.warning("subscription %r ends without a checkpoint at %d: %s", checkpoint.name, handled, error)
+
+    async def checkpoint(self) -> None:
+        """Record that all that was handed out is handled: call it behind the handling of the event, or batch, in hand.
+
+        The next subscription of this name goes on behind it. Durable when it returns; cancelled, it may or may not be
+        recorded. RuntimeError where the subscription has no name, `Fenced` where another has taken the name over, and
+        what `Engine.save_states` raises.
+        """
+        if self._checkpoint is None:
+            raise RuntimeError("only a subscription with a name has checkpoints: subscribe(name=…)")
+        self._check()
+        if not self._checkpoint.claimed:
+            raise RuntimeError("nothing was handed out yet")
+        self._in_hand = 0
+        await self._record()
+
+    async def _record(self) -> None:
+        assert self._checkpoint is not None
+        await self._checkpoint.move(self._handled)
+        if self._checkpoint_every is not None:
+            self._checkpoint_due = self._delivered_count + self._checkpoint_every
+
+    @property
+    def _handled(self) -> int:
+        return self._in_hand - 1 if self._in_hand else self.position
 
     @property
     def position(self) -> int:
@@ -142,7 +197,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
 
     def statistics(self) -> SubscriptionStatistics:
         """How it is doing, as of now."""
-        inbox = self._inbox
+        inbox, checkpoint = self._inbox, self._checkpoint
         return SubscriptionStatistics(
             position=self.position,
             lag=self.lag,
@@ -151,6 +206,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             queued_count=len(inbox.events),
             queued_bytes=inbox.bytes,
             fell_behind_count=inbox.fell_behind_count,
+            checkpoint=checkpoint.position if checkpoint is not None and checkpoint.claimed else None,
         )
 
     def __repr__(self) -> str:
@@ -162,7 +218,14 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         return Batches(self._take, max_events)
 
     async def __anext__(self) -> Event:
-        if not self._inbox.events or self._reading or self._live_due is not None or self._fanout.closed:
+        self._in_hand = 0
+        if (
+            not self._inbox.events
+            or self._reading
+            or self._live_due is not None
+            or self._fanout.closed
+            or self._delivered_count >= self._checkpoint_due
+        ):
             await self._fill()
             if self._closed:
                 raise StopAsyncIteration
@@ -173,10 +236,13 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         return event
 
     async def _take(self, max_events: int) -> list[Event]:
+        self._in_hand = 0
         await self._fill()
         shared = self._inbox.shared
         events = self._inbox.take_some(max_events)
         self._delivered_count += len(events)
+        if events:
+            self._in_hand = events[0].event_id
         if shared:
             events = copies(events)
         if events and self._inbox.on_slow is OnSlow.WAIT:
@@ -187,6 +253,7 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         shared = self._inbox.shared
         event = self._inbox.take()
         self._delivered_count += 1
+        self._in_hand = event.event_id
         return copy_event(event) if shared else event
 
     def _begin_body(self) -> None:
@@ -198,10 +265,17 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             self._body.active = False
             self._body = None
 
-    def _fix_end(self) -> None:
-        if self._from_end:
+    async def _find_start(self) -> None:
+        checkpoint, inbox = self._checkpoint, self._inbox
+        if checkpoint is not None and not checkpoint.claimed:
+            position = await checkpoint.claim(self._fanout.head if self._from_end else inbox.held)
+            if not checkpoint.claimed or self._closed:
+                return
             self._from_end = False
-            self._inbox.held = self._inbox.handed = self._fanout.head
+            inbox.held = inbox.handed = position
+        elif self._from_end:
+            self._from_end = False
+            inbox.held = inbox.handed = self._fanout.head
 
     async def _fill(self) -> None:
         """Wait until the queue has an event, or the subscription is closed. Cancelled, it has lost nothing."""
@@ -210,25 +284,46 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         if self._inbox.on_slow is OnSlow.WAIT and not self._entered:
             raise RuntimeError('a subscription with on_slow="wait" holds appends back: use it with "async with"')
         self._end_body()
-        self._fix_end()
         inbox = self._inbox
         self._reading = True
         try:
+            await self._find_start()
             while not self._closed:
                 self._check()
                 if inbox.overflowed:
                     raise SlowSubscriber(inbox.handed, inbox.queue_size)
+                if self._delivered_count >= self._checkpoint_due:
+                    await self._record()
+                    continue
                 if self._is_live_due():
                     await self._tell_live()
                 elif inbox.events:
                     return
                 elif inbox.live:
                     self._fanout.check()
-                    await self._wait()
+                    await self._idle()
                 else:
                     await self._read_history()
         finally:
             self._reading = False
+
+    async def _idle(self) -> None:
+        """Wait for what comes; what was handled before is recorded when nothing has come for a moment."""
+        checkpoint = self._checkpoint
+        if self._checkpoint_every is None or checkpoint is None or not self._is_behind(checkpoint):
+            await self._wait()
+            return
+        try:
+            async with asyncio.timeout(IDLE_S):
+                await self._wait()
+        except TimeoutError:
+            await self._record()
+
+    def _is_behind(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint lacks an event that was handled, or many of other readers."""
+        every = self._checkpoint_every or 0
+        unrecorded = self._delivered_count > self._checkpoint_due - every
+        return unrecorded or self.position - checkpoint.position > UNMATCHED_MAX
 
     async def _wait(self) -> None:
         inbox, waiting = self._inbox, self._fanout.waiting

@@ -32,6 +32,8 @@ LAYERS: dict[int, list[str]] = {
         "tailer",
         "commit",
         "reader",
+        "states",
+        "checkpoint",
         "subscription",
         "store",
     ],

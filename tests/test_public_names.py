@@ -49,6 +49,7 @@ NAMES = {
     "StoreCorrupt",
     "OutcomeUnknown",
     "SlowSubscriber",
+    "Fenced",
     "ProjectionStopped",
     "StateConflict",
     "EngineUnavailable",
@@ -86,7 +87,10 @@ PARAMETERS = {
     "read_all": "* after=0 up_to=None since=None until=None query=None backwards=False limit=None",
     "stream_version": "stream_id",
     "head": "",
-    "subscribe": "* stream_id=None query=None after=0 queue_size=1024 on_slow='catch_up' on_live=None",
+    "subscribe": (
+        "* stream_id=None query=None after=0 queue_size=1024 on_slow='catch_up' on_live=None name=None "
+        "checkpoint_every=None state=None"
+    ),
     "on_commit": "handler * wait=True",
 }
 

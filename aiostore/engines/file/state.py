@@ -58,7 +58,7 @@ class StateFile:
 
     def __init__(self, disk: Disk, path: str, *, read_only: bool) -> None:
         self._disk = disk
-        self._directory = os.path.dirname(path)
+        self._directory = os.path.dirname(path) or "."
         self._read_only = read_only
         self._path = path
 
