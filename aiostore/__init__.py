@@ -1,9 +1,11 @@
 """aiostore: an event store that lives in the event loop."""
 
+from aiostore.consumer import Consumer, ConsumerStatistics, Delivery, Parked, Retry
 from aiostore.engine import Engine
 from aiostore.errors import (
     AppendConditionFailed,
     ConcurrencyConflict,
+    ConsumerHalted,
     EngineUnavailable,
     EngineUnsupported,
     EventStoreError,
@@ -57,6 +59,12 @@ __all__ = [  # noqa: RUF022 (grouped)
     "Projection",
     "LiveProjection",
     "reconstruct_state",
+    # what handles events
+    "Consumer",
+    "ConsumerStatistics",
+    "Delivery",
+    "Parked",
+    "Retry",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",
@@ -71,6 +79,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     "OutcomeUnknown",
     "SlowSubscriber",
     "Fenced",
+    "ConsumerHalted",
     "ProjectionStopped",
     "StateConflict",
     "EngineUnavailable",

@@ -108,6 +108,25 @@ class Fenced(EventStoreError):
         return f"{self.name!r} was taken over by another that reads under this name: this one records nothing more"
 
 
+class ConsumerHalted(EventStoreError):
+    """The consumer's handler failed with an event, and all later ones wait: it comes first at the next start."""
+
+    def __init__(self, name: str, event_id: int, stream_id: str, attempts: int, reason: str) -> None:
+        super().__init__(name, event_id, stream_id, attempts, reason)
+        self.name = name
+        self.event_id = event_id
+        self.stream_id = stream_id
+        self.attempts = attempts
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"consumer {self.name!r} halted at event {self.event_id} of stream {self.stream_id!r}, tried "
+            f"{self.attempts} times: {self.reason}; it comes first at the next start (on_error='park' sets its stream "
+            "aside and goes on)"
+        )
+
+
 class StoreClosed(EventStoreError):
     """The store is not open: not yet, or not any more."""
 

@@ -244,6 +244,11 @@ copy_event: Callable[[Event], Event] = cast("Any", Event).__copy__
 """A new shell over the same bytes; the event given must be the store's own, whose dicts nobody has decoded."""
 
 
+def untouched(event: Event) -> Event:
+    """A shell of its own over the same bytes, whatever was done to the dicts of the one given."""
+    return msgspec.structs.replace(event, _data_decoded=None, _metadata_decoded=None)
+
+
 EVENT_OVERHEAD_BYTES: Final = 200
 """What an event is reckoned to take beside its data, metadata and names."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from uuid import uuid4
 from weakref import ref
 
 from aiostore.engine import Commit
@@ -140,6 +141,8 @@ class Fanout:
     """
 
     def __init__(self, head: int, limits: Limits, opened: Callable[[], None], defer: Defer) -> None:
+        self.opening = uuid4().hex
+        """Tells this opening of the store from all others."""
         self.ring = Ring(head, limits.ring_bytes_max)
         self.listeners = Listeners(head, opened)
         self._defer = defer
