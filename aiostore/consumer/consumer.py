@@ -310,6 +310,8 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         the block of a delivery), it returns at once, and the consumer ends behind it.
         """
         self._stopping.set()
+        if self._work is not None:
+            self._work.lanes.close()
         main, task = self._main, asyncio.current_task()
         if main is None or (self._work is not None and self._work.has(task)):
             return
