@@ -275,7 +275,9 @@ class Work:
         self.look()
         while self._done_count <= begun:
             await self.news()
-        return self.lanes.calm and all(each.position >= target for each in self._membership.group.partitions)
+        if not self.lanes.calm or any(each.position < target for each in self._membership.group.partitions):
+            return False
+        return not any(kept.row.retry for kept in await self._rows.load())
 
     async def news(self) -> None:
         """Return when something may have changed, or after some time."""
