@@ -297,11 +297,12 @@ class Work:
 
     async def _read_from(self, after: int) -> None:
         """Have what comes after this event read: by who reads already, if that is not beyond it."""
-        if self._reader is not None:
-            if after >= self._position:
-                return
-            await self._cancel([self._reader])
-        self._position = after
+        reader = self._reader
+        if reader is not None and after >= self._position:
+            return
+        self._position, self._subscription = after, None  # at once: from here on, nothing above it counts as taken
+        if reader is not None:
+            await self._cancel([reader])
         self._reader = self._spawn(self._read(after), "reads")
 
     async def _read(self, after: int) -> None:

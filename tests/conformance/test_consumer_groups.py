@@ -25,7 +25,7 @@ def shares(*workers: Consumer) -> list[float]:
 
 async def test_workers_share_the_streams_and_take_over_from_those_that_leave(store: EventStore) -> None:
     seen = Seen()
-    first, second, third = (consumer(store, seen, **SAFE) for _ in range(2))
+    first, second, third = (consumer(store, seen, **SAFE) for _ in range(3))
     async with first:
         assert shares(first) == [1.0]
         async with second, third:
