@@ -1,14 +1,17 @@
 """aiostore: an event store that lives in the event loop."""
 
+from aiostore.context import correlate
 from aiostore.engine import Engine
 from aiostore.errors import (
     AppendConditionFailed,
     ConcurrencyConflict,
     EngineUnavailable,
     EngineUnsupported,
+    EventNotDecodable,
     EventStoreError,
     IdempotencyConflict,
     InvalidEvent,
+    NoEventTypes,
     OutcomeUnknown,
     ProjectionStopped,
     SlowSubscriber,
@@ -18,6 +21,8 @@ from aiostore.errors import (
     StoreFailed,
     StoreFull,
     StoreLocked,
+    UnknownEventType,
+    UnknownEventVersion,
     WrongLoop,
 )
 from aiostore.events import END, NO_STREAM, STREAM_EXISTS, Event, NewEvent, StreamAppend
@@ -28,6 +33,7 @@ from aiostore.live_projection import LiveProjection
 from aiostore.projection import Projection
 from aiostore.query import AppendCondition, Query, QueryItem
 from aiostore.reader import Reader
+from aiostore.schema import EventTypes
 from aiostore.store import EventStore
 from aiostore.subscription import Subscription, SubscriptionStatistics
 
@@ -56,12 +62,20 @@ __all__ = [  # noqa: RUF022 (grouped)
     "Projection",
     "LiveProjection",
     "reconstruct_state",
+    # what events are in a program
+    "EventTypes",
+    # what the work follows from
+    "correlate",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",
     "AppendConditionFailed",
     "InvalidEvent",
     "IdempotencyConflict",
+    "UnknownEventType",
+    "UnknownEventVersion",
+    "EventNotDecodable",
+    "NoEventTypes",
     "StoreClosed",
     "StoreLocked",
     "StoreFailed",

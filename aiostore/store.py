@@ -8,14 +8,18 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 from weakref import WeakSet
 
+import msgspec
 from anyio.abc import AsyncResource
 
 from aiostore.batch import Batch
 from aiostore.commit import Clock, Committer, utc_now
+from aiostore.context import following
 from aiostore.drafts import (
+    NOTHING_ADDED,
+    Additions,
     StreamDrafts,
     check_expected_version,
     check_stream_id,
@@ -25,7 +29,18 @@ from aiostore.drafts import (
 from aiostore.engine import Engine, Question, Selection
 from aiostore.engines.connect import connect
 from aiostore.errors import EngineUnsupported, InvalidEvent, StoreClosed, WrongLoop
-from aiostore.events import END, Event, EventLike, Position, StreamAppend, StreamState, copies, copy_event
+from aiostore.events import (
+    END,
+    Event,
+    EventLike,
+    EventObject,
+    Position,
+    StreamAppend,
+    StreamState,
+    Types,
+    attach_types,
+    copies,
+)
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, Interest, OnSlow
 from aiostore.limits import Limits, check_bound, check_number
@@ -68,6 +83,7 @@ class EventStore(AsyncResource):
     ``EventStore()`` keeps events in memory; ``EventStore("orders/")`` in a directory, the embedded log. Use it with
     ``async with``, or `open` and `aclose`. It belongs to the loop that opened it (`WrongLoop`).
 
+    ``types``: an `EventTypes`, so that objects can be appended and `Event.decode` gives them; None: only dicts.
     ``limits``: bounds, see `Limits`. ``clock``: gives the time of new events, aware; for tests. Options of the embedded
     log: ``durability="fsync"`` (an append returns when its events survive a power loss) or ``"os"`` (when they survive
     the process), ``mode="rw"`` or ``"r"`` (takes no lock and no appends; reads and follows what another process
@@ -75,9 +91,16 @@ class EventStore(AsyncResource):
     """
 
     def __init__(
-        self, location: Location = None, *, limits: Limits | None = None, clock: Clock = utc_now, **options: Any
+        self,
+        location: Location = None,
+        *,
+        types: Types | None = None,
+        limits: Limits | None = None,
+        clock: Clock = utc_now,
+        **options: Any,
     ) -> None:
         self._limits = limits or Limits()
+        self._types = types
         self._engine = connect(location, options)
         self._committer = Committer(self._engine, self._limits, clock)
         self._fanout: Fanout
@@ -89,13 +112,20 @@ class EventStore(AsyncResource):
 
     @classmethod
     async def open(
-        cls, location: Location = None, *, limits: Limits | None = None, clock: Clock = utc_now, **options: Any
+        cls,
+        location: Location = None,
+        *,
+        types: Types | None = None,
+        limits: Limits | None = None,
+        clock: Clock = utc_now,
+        **options: Any,
     ) -> Self:
         """A store that is open; the parameters are those of the class. Close it with `aclose` or ``async with``.
 
-        Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, `EngineUnavailable`.
+        Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, `EngineUnavailable`; ValueError or TypeError where
+        the ``types`` are not whole.
         """
-        return await cls(location, limits=limits, clock=clock, **options).__aenter__()
+        return await cls(location, types=types, limits=limits, clock=clock, **options).__aenter__()
 
     async def __aenter__(self) -> Self:
         if self._state is _State.OPEN:  # as `async with await EventStore.open(…)` finds it
@@ -103,6 +133,8 @@ class EventStore(AsyncResource):
             return self
         if self._state is not _State.NEW:
             raise StoreClosed(f"this store is {self._state.value}; a store object is opened once, make another")
+        if self._types is not None:
+            self._types.check()
         self._state = _State.OPENING
         self._loop = asyncio.get_running_loop()
         self._opening = self._loop.create_future()
@@ -111,7 +143,7 @@ class EventStore(AsyncResource):
             if self._state is not _State.OPENING:
                 await self._engine.aclose()
                 raise StoreClosed("the store was closed while it opened")
-            self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again, self._defer)
+            self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again, self._defer, self._types)
             self._committer.start(self._fanout, head.timestamp)
             self._state = _State.OPEN
         except BaseException:
@@ -201,11 +233,38 @@ class EventStore(AsyncResource):
         self._check()
         return self._engine, self._fanout
 
+    @overload
     async def append(
         self,
         stream_id: str,
         event_type: str,
         data: Any,
+        *,
+        metadata: Any = None,
+        tags: Iterable[str] = (),
+        expected_version: int | StreamState | None = None,
+        condition: AppendCondition | None = None,
+        idempotency_key: str | None = None,
+    ) -> Event: ...
+
+    @overload
+    async def append(
+        self,
+        stream_id: str,
+        event_type: EventObject,
+        *,
+        metadata: Any = None,
+        tags: Iterable[str] = (),
+        expected_version: int | StreamState | None = None,
+        condition: AppendCondition | None = None,
+        idempotency_key: str | None = None,
+    ) -> Event: ...
+
+    async def append(
+        self,
+        stream_id: str,
+        event_type: str | EventObject,
+        data: Any = msgspec.UNSET,
         *,
         metadata: Any = None,
         tags: Iterable[str] = (),
@@ -222,14 +281,18 @@ class EventStore(AsyncResource):
         ``idempotency_key``: an append whose key the stream already has returns the events stored then and stores
         nothing, for ever.
 
+        Where the store has ``types``, an object of a class that they know may stand in place of ``event_type`` and
+        ``data``; data given under a name that they know must fit it. What `correlate` and handlers say is put into the
+        metadata; of ``correlation_id`` and ``causation_id`` a repeat with the same key may have others.
+
         Raises `InvalidEvent`, `ConcurrencyConflict`, `AppendConditionFailed`, `IdempotencyConflict` (the key, with
         other events), `StoreFull`, `StoreClosed`, `WrongLoop`, `EngineUnsupported` (opened for reading): nothing is
         stored. After `StoreFailed`, or cancelled or timed out, it may or may not be stored: retry with a key.
         """
         self._check_append()
-        draft = draft_event(event_type, data, metadata, tags, self._limits)
+        draft = draft_event(event_type, data, metadata, tags, self._limits, self._additions())
         part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
-        return copy_event((await self._append((part,), condition, idempotency_key))[0])
+        return self._own(await self._append((part,), condition, idempotency_key))[0]
 
     async def append_batch(
         self,
@@ -242,14 +305,15 @@ class EventStore(AsyncResource):
     ) -> list[Event]:
         """Store several events in one stream, all or none; returns them in order. See `append`.
 
-        ``events``: ``(event_type, data)``, ``(event_type, data, metadata)`` or `NewEvent`, 64 MiB in all. Where it is
-        empty, the checks are made all the same and ``[]`` returns. All events are taken as they are now, in one step
-        (of 100,000 small ones, some 20 ms), and checked bit by bit, so that other tasks run meanwhile; those that have
-        values beyond plain JSON, such as datetimes, are checked in that step (10 to 20 times as long).
+        ``events``: ``(event_type, data)``, ``(event_type, data, metadata)``, `NewEvent`, or an object of a class that
+        the store's ``types`` know, 64 MiB in all. Where it is empty, the checks are made all the same and ``[]``
+        returns. All events are taken as they are now, in one step (of 100,000 small ones, some 20 ms), and checked bit
+        by bit, so that other tasks run meanwhile; those that have values beyond plain JSON, such as datetimes, and
+        objects are checked in that step (10 to 20 times as long).
         """
         self._check_append()
-        part = self._take(StreamAppend(stream_id, events, expected_version), "")
-        return copies(await self._append([await part.drafted()], condition, idempotency_key))
+        part = self._take(StreamAppend(stream_id, events, expected_version), "", self._additions())
+        return self._own(await self._append([await part.drafted()], condition, idempotency_key))
 
     async def append_streams(
         self,
@@ -264,16 +328,31 @@ class EventStore(AsyncResource):
         """
         self._check_append()
         parts = []
+        additions = self._additions()
         for index, part in enumerate(appends):
             if not isinstance(part, StreamAppend):
                 raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
-            parts.append(self._take(part, f"appends[{index}]."))
-        return copies(await self._append([await part.drafted() for part in parts], condition, idempotency_key))
+            parts.append(self._take(part, f"appends[{index}].", additions))
+        return self._own(await self._append([await part.drafted() for part in parts], condition, idempotency_key))
 
-    def _take(self, part: StreamAppend, where: str) -> _Part:
+    def _additions(self) -> Additions:
+        """What the store adds to what is appended now."""
+        metadata = following()
+        if metadata is None:
+            return NOTHING_ADDED if self._types is None else Additions(self._types)
+        return Additions(self._types, metadata)
+
+    def _own(self, events: Sequence[Event]) -> list[Event]:
+        """The stored events as the caller's own."""
+        own = copies(events)
+        if self._types is not None:
+            attach_types(own, self._types)
+        return own
+
+    def _take(self, part: StreamAppend, where: str, additions: Additions) -> _Part:
         stream_id = check_stream_id(part.stream_id, f"{where}stream_id")
         expected_version = check_expected_version(part.expected_version)
-        return _Part(stream_id, Batch(part.events, self._limits, f"{where}events"), expected_version)
+        return _Part(stream_id, Batch(part.events, self._limits, f"{where}events", additions), expected_version)
 
     def _append(
         self, parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: str | None
@@ -306,7 +385,9 @@ class EventStore(AsyncResource):
             to_version=check_bound("to_version", to_version),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
+        return Reader(
+            self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until), self._types
+        )
 
     def read_all(
         self,
@@ -335,7 +416,9 @@ class EventStore(AsyncResource):
             query=check_query(query),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
+        return Reader(
+            self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until), self._types
+        )
 
     async def stream_version(self, stream_id: str) -> int:
         """The version of the stream's last event, which is the number of its events; 0 when it has none."""
@@ -380,7 +463,7 @@ class EventStore(AsyncResource):
             OnSlow(on_slow),
             fanout.inbox_changed,
         )
-        return Subscription(self._engine, fanout, inbox, after, on_live, self._check)
+        return Subscription(self._engine, fanout, inbox, after, on_live, self._check, self._types)
 
     def on_commit(self, handler: Handler, *, wait: bool = True) -> Listener:
         """Have ``await handler(events)`` called with each commit from now on, one after another, in order.

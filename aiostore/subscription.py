@@ -8,16 +8,16 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from anyio.abc import AsyncResource
 
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
 from aiostore.errors import EngineUnavailable, SlowSubscriber, StoreClosed
-from aiostore.events import END, Event, Position, copies, copy_event
+from aiostore.events import END, Event, Position, Types, attach_types, copies, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
-from aiostore.reader import Batches
+from aiostore.reader import Batches, Decoded
 from aiostore.turns import TURN_EVENTS
 
 RING_STEP_EVENTS = 1000
@@ -93,7 +93,9 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         after: int | Position,
         on_live: OnLive | None,
         check: Callable[[], None],
+        types: Types | None = None,
     ) -> None:
+        self._types = types
         self._engine = engine
         self._fanout = fanout
         self._inbox = inbox
@@ -160,6 +162,10 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     def batches(self, max_events: int = PAGE_EVENTS) -> AsyncIterator[list[Event]]:
         """The same events as lists of 1 to ``max_events``: whatever is there, without waiting for more."""
         return Batches(self._take, max_events)
+
+    def decoded(self) -> AsyncIterator[tuple[Event, Any]]:
+        """The same events as pairs of an event and its object (`Event.decode`); see `Reader.decoded`."""
+        return Decoded(self)
 
     async def __anext__(self) -> Event:
         if not self._inbox.events or self._reading or self._live_due is not None or self._fanout.closed:
@@ -276,6 +282,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             await asyncio.sleep(RETRY_S)
             return
         if not (self._closed or self._fanout.closed):
+            if self._types is not None:
+                attach_types(page.events, self._types)
             inbox.fill(page.events, selection.up_to if page.cursor is None else page.cursor, shared=False)
 
     def _read_ring(self) -> None:
