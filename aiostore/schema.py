@@ -321,9 +321,11 @@ def _is_version(version: object) -> bool:
 
 
 def _with_event(function: Callable[..., Any]) -> Callable[[Data, Event], Any]:
-    """The function as one of data and event; it may take the data alone."""
+    """The function as one of data and event; it takes the event where it asks for a second argument."""
     try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return lambda data, event: function(data)
-    return function
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of a builtin that does not tell
+        parameters = ()  # type: ignore[assignment]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    asked = [each for each in parameters if each.kind in positional and each.default is each.empty]
+    return function if len(asked) >= 2 else lambda data, event: function(data)
