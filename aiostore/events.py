@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, ClassVar, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast, overload
 
 import msgspec
 
@@ -287,10 +287,20 @@ class NewEvent:
     With an object of a class that the store's ``types`` know in place of ``event_type``, there is no ``data``.
     """
 
-    event_type: str | EventObject
+    event_type: str
     data: Any = msgspec.UNSET
     metadata: Any = None
     tags: Iterable[str] = ()
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(self, event_type: str, data: Any, metadata: Any = None, tags: Iterable[str] = ()) -> None: ...
+
+        @overload
+        def __init__(self, event_type: EventObject, *, metadata: Any = None, tags: Iterable[str] = ()) -> None: ...
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 EventLike = NewEvent | tuple[str, Any] | tuple[str, Any, Any] | EventObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -49,6 +49,7 @@ from aiostore.query import AppendCondition, Query
 from aiostore.reader import Reader, check_query
 from aiostore.subscription import OnLive, Subscription, in_wait_body
 from aiostore.timestamps import check_moment
+from aiostore.tracing import UNTRACED, Sending, Tracing
 from aiostore.worker import Worker
 
 Location = str | os.PathLike[str] | Engine | None
@@ -84,6 +85,7 @@ class EventStore(AsyncResource):
     ``async with``, or `open` and `aclose`. It belongs to the loop that opened it (`WrongLoop`).
 
     ``types``: an `EventTypes`, so that objects can be appended and `Event.decode` gives them; None: only dicts.
+    ``tracing``: what is told of appends and handlers, such as an `otel.OpenTelemetry`; None: nothing is.
     ``limits``: bounds, see `Limits`. ``clock``: gives the time of new events, aware; for tests. Options of the embedded
     log: ``durability="fsync"`` (an append returns when its events survive a power loss) or ``"os"`` (when they survive
     the process), ``mode="rw"`` or ``"r"`` (takes no lock and no appends; reads and follows what another process
@@ -95,12 +97,14 @@ class EventStore(AsyncResource):
         location: Location = None,
         *,
         types: Types | None = None,
+        tracing: Tracing | None = None,
         limits: Limits | None = None,
         clock: Clock = utc_now,
         **options: Any,
     ) -> None:
         self._limits = limits or Limits()
         self._types = types
+        self._tracing = UNTRACED if tracing is None else tracing
         self._engine = connect(location, options)
         self._committer = Committer(self._engine, self._limits, clock)
         self._fanout: Fanout
@@ -116,6 +120,7 @@ class EventStore(AsyncResource):
         location: Location = None,
         *,
         types: Types | None = None,
+        tracing: Tracing | None = None,
         limits: Limits | None = None,
         clock: Clock = utc_now,
         **options: Any,
@@ -125,7 +130,7 @@ class EventStore(AsyncResource):
         Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, `EngineUnavailable`; ValueError or TypeError where
         the ``types`` are not whole.
         """
-        return await cls(location, types=types, limits=limits, clock=clock, **options).__aenter__()
+        return await cls(location, types=types, tracing=tracing, limits=limits, clock=clock, **options).__aenter__()
 
     async def __aenter__(self) -> Self:
         if self._state is _State.OPEN:  # as `async with await EventStore.open(…)` finds it
@@ -290,9 +295,10 @@ class EventStore(AsyncResource):
         stored. After `StoreFailed`, or cancelled or timed out, it may or may not be stored: retry with a key.
         """
         self._check_append()
-        draft = draft_event(event_type, data, metadata, tags, self._limits, self._additions())
-        part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
-        return self._own(await self._append((part,), condition, idempotency_key))[0]
+        with self._tracing.send(stream_id, batch=False) as sending:
+            draft = draft_event(event_type, data, metadata, tags, self._limits, self._additions(sending))
+            part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
+            return self._own(await self._append((part,), condition, idempotency_key), sending)[0]
 
     async def append_batch(
         self,
@@ -312,8 +318,9 @@ class EventStore(AsyncResource):
         objects are checked in that step (10 to 20 times as long).
         """
         self._check_append()
-        part = self._take(StreamAppend(stream_id, events, expected_version), "", self._additions())
-        return self._own(await self._append([await part.drafted()], condition, idempotency_key))
+        with self._tracing.send(stream_id, batch=True) as sending:
+            part = self._take(StreamAppend(stream_id, events, expected_version), "", self._additions(sending))
+            return self._own(await self._append([await part.drafted()], condition, idempotency_key), sending)
 
     async def append_streams(
         self,
@@ -327,23 +334,28 @@ class EventStore(AsyncResource):
         A stream named twice is `InvalidEvent`. The ``idempotency_key`` stands in the first stream that gets events.
         """
         self._check_append()
-        parts = []
-        additions = self._additions()
-        for index, part in enumerate(appends):
-            if not isinstance(part, StreamAppend):
-                raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
-            parts.append(self._take(part, f"appends[{index}].", additions))
-        return self._own(await self._append([await part.drafted() for part in parts], condition, idempotency_key))
+        with self._tracing.send("streams", batch=True) as sending:
+            additions = self._additions(sending)
+            parts = []
+            for index, part in enumerate(appends):
+                if not isinstance(part, StreamAppend):
+                    raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
+                parts.append(self._take(part, f"appends[{index}].", additions))
+            drafted = [await part.drafted() for part in parts]
+            return self._own(await self._append(drafted, condition, idempotency_key), sending)
 
-    def _additions(self) -> Additions:
+    def _additions(self, sending: Sending) -> Additions:
         """What the store adds to what is appended now."""
-        metadata = following()
+        metadata: Mapping[str, Any] | None = following()
+        if sending.metadata:
+            metadata = {**(metadata or {}), **sending.metadata}
         if metadata is None:
             return NOTHING_ADDED if self._types is None else Additions(self._types)
         return Additions(self._types, metadata)
 
-    def _own(self, events: Sequence[Event]) -> list[Event]:
+    def _own(self, events: Sequence[Event], sending: Sending) -> list[Event]:
         """The stored events as the caller's own."""
+        sending.sent(events)
         own = copies(events)
         if self._types is not None:
             attach_types(own, self._types)
@@ -465,16 +477,22 @@ class EventStore(AsyncResource):
         )
         return Subscription(self._engine, fanout, inbox, after, on_live, self._check, self._types)
 
-    def on_commit(self, handler: Handler, *, wait: bool = True) -> Listener:
+    def on_commit(self, handler: Handler, *, wait: bool = True, name: str | None = None) -> Listener:
         """Have ``await handler(events)`` called with each commit from now on, one after another, in order.
 
         Handlers are called in the order of their registration. An append returns after all those with ``wait=True``
         have had its events. Inside a handler, an append returns once it is durable, and its events come after the
         commit in hand. A handler that raises gets nothing more: the error is logged and kept on the `Listener`, the
         append succeeds, and the others get the commit. A handler must not wait for another task's append.
+
+        What a handler appends follows from the commit in hand (see `correlate`): from its event; where it has several,
+        it gets the correlation_id that these have in common, if any, and no causation_id. With a ``name``, the store's
+        ``tracing`` is told of each call.
         """
         _, fanout = self._parts()
-        return fanout.listeners.add(handler, wait=wait, head=fanout.head)
+        if name is not None and self._tracing is not UNTRACED:
+            handler = _traced(handler, name, self._tracing)
+        return fanout.listeners.add(handler, wait=wait, head=fanout.head, name=name)
 
     def __repr__(self) -> str:
         state = self._state.value
@@ -495,6 +513,14 @@ class _Part(NamedTuple):
 
     async def drafted(self) -> StreamDrafts:
         return StreamDrafts(self.stream_id, await self.batch.drafts(), self.expected_version)
+
+
+def _traced(handler: Handler, name: str, tracing: Tracing) -> Handler:
+    async def handle(events: list[Event]) -> None:
+        with tracing.process(name, events):
+            await handler(events)
+
+    return handle
 
 
 _NO_BOUND = 2**63 - 1

@@ -196,7 +196,12 @@ async def test_json_schema_describes_events_as_they_are_told() -> None:
     schema = types.json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    objects = [Placed(Address("Rome")), Paid(1), Shipped(parcels=[Parcel(weight=1)]), Tree(children=[Tree()])]
+    objects: list[Any] = [
+        Placed(Address("Rome")),
+        Paid(1),
+        Shipped(parcels=[Parcel(weight=1)]),
+        Tree(children=[Tree()]),
+    ]
     async with EventStore(types=types) as store:
         events = await store.append_batch("s", [*objects, Address("Oslo")])
     for event in events:

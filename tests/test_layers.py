@@ -18,7 +18,7 @@ import aiostore
 ROOT = Path(aiostore.__file__).parent
 
 LAYERS: dict[int, list[str]] = {
-    0: ["errors", "context", "events", "query", "limits", "strictjson", "timestamps", "drafts", "batch"],
+    0: ["errors", "context", "tracing", "events", "query", "limits", "strictjson", "timestamps", "drafts", "batch"],
     1: ["engine"],
     2: ["engines"],
     3: [
@@ -47,7 +47,7 @@ LAYERS: dict[int, list[str]] = {
         "schemadocs",
         "schema",
     ],
-    5: ["http", "cli", "frames"],
+    5: ["http", "cli", "frames", "otel"],
     6: ["aiostore", "__main__"],  # __init__.py, which shows all of them, and the command line's beginning
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

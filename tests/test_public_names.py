@@ -96,7 +96,7 @@ PARAMETERS = {
     "stream_version": "stream_id",
     "head": "",
     "subscribe": "* stream_id=None query=None after=0 queue_size=1024 on_slow='catch_up' on_live=None",
-    "on_commit": "handler * wait=True",
+    "on_commit": "handler * wait=True name=None",
 }
 
 
