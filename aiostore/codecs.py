@@ -54,10 +54,11 @@ class ModelCodec(Codec):
 
     def misfit(self, error: Exception) -> tuple[str, str]:
         """As of any codec; the model tells it in its own way."""
-        errors = getattr(error, "errors", None)
-        first = next(iter(errors()), None) if callable(errors) else None
-        if first is None:
+        tell: Callable[[], list[Any]] = getattr(error, "errors", list)
+        errors = tell()
+        if not errors:
             return super().misfit(error)
+        first = errors[0]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
         return path, first["msg"]
 
