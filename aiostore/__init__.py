@@ -1,6 +1,7 @@
 """aiostore: an event store that lives in the event loop."""
 
 from aiostore.consumer import Consumer, ConsumerStatistics, Delivery, Parked, Retry
+from aiostore.context import correlate
 from aiostore.engine import Engine
 from aiostore.errors import (
     AppendConditionFailed,
@@ -8,10 +9,12 @@ from aiostore.errors import (
     ConsumerHalted,
     EngineUnavailable,
     EngineUnsupported,
+    EventNotDecodable,
     EventStoreError,
     Fenced,
     IdempotencyConflict,
     InvalidEvent,
+    NoEventTypes,
     OutcomeUnknown,
     ProjectionStopped,
     SlowSubscriber,
@@ -21,6 +24,8 @@ from aiostore.errors import (
     StoreFailed,
     StoreFull,
     StoreLocked,
+    UnknownEventType,
+    UnknownEventVersion,
     WrongLoop,
 )
 from aiostore.events import END, NO_STREAM, STREAM_EXISTS, Event, NewEvent, StreamAppend
@@ -31,6 +36,7 @@ from aiostore.live_projection import LiveProjection
 from aiostore.projection import Projection
 from aiostore.query import AppendCondition, Query, QueryItem
 from aiostore.reader import Reader
+from aiostore.schema import EventTypes
 from aiostore.store import EventStore
 from aiostore.subscription import Subscription, SubscriptionStatistics
 
@@ -65,12 +71,20 @@ __all__ = [  # noqa: RUF022 (grouped)
     "Delivery",
     "Parked",
     "Retry",
+    # what events are in a program
+    "EventTypes",
+    # what the work follows from
+    "correlate",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",
     "AppendConditionFailed",
     "InvalidEvent",
     "IdempotencyConflict",
+    "UnknownEventType",
+    "UnknownEventVersion",
+    "EventNotDecodable",
+    "NoEventTypes",
     "StoreClosed",
     "StoreLocked",
     "StoreFailed",

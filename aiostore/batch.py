@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from aiostore.drafts import Draft, Row, draft_events, draft_rows, row_of
+from aiostore.drafts import NOTHING_ADDED, Additions, Draft, Row, draft_events, draft_rows, row_of
 from aiostore.errors import InvalidEvent
 from aiostore.events import EventLike, NewEvent
 from aiostore.limits import Limits
@@ -43,11 +43,18 @@ class Batch:
     event, 2 ms for a megabyte), and checked in `drafts`. InvalidEvent names the first that is not valid.
     """
 
-    def __init__(self, events: Iterable[EventLike], limits: Limits, where: str = "events") -> None:
+    def __init__(
+        self,
+        events: Iterable[EventLike],
+        limits: Limits,
+        where: str = "events",
+        additions: Additions = NOTHING_ADDED,
+    ) -> None:
         if isinstance(events, str | bytes | dict | NewEvent) or not isinstance(events, Iterable):
             raise InvalidEvent(where, f"must be an iterable of events, not {type(events).__name__}")
         self._limits = limits
         self._where = where
+        self._additions = additions
         self._drafts: list[Draft] = []
         self._pieces: deque[_Piece] = deque()
         taken = list(events)
@@ -55,7 +62,7 @@ class Batch:
         while first < len(taken):
             some = taken[first : first + count]
             if drafted_bytes < AT_ONCE_BYTES:
-                drafts = draft_events(some, limits, where, first)
+                drafts = draft_events(some, limits, where, first, additions)
                 self._drafts += drafts
                 if len(self._drafts) == len(taken):
                     break
@@ -81,11 +88,13 @@ class Batch:
             except ValueError:
                 pass
         try:
-            rows = [_plain(row_of(event, self._where, index)) for index, event in enumerate(events, first)]
+            known = self._additions.types
+            rows = [_plain(row_of(event, self._where, index, known)) for index, event in enumerate(events, first)]
             try:
                 return _Piece(first, events, marshal.dumps(rows), as_rows=True)
             except ValueError:
-                return _Piece(first, events, draft_rows(rows, self._limits, self._where, first), as_rows=True)
+                drafts = draft_rows(rows, self._limits, self._where, first, self._additions)
+                return _Piece(first, events, drafts, as_rows=True)
         except InvalidEvent as error:
             return _Piece(first, events, error, as_rows=True)
 
@@ -105,11 +114,11 @@ class Batch:
         same = marshal.loads(copied)  # noqa: S302 (its own bytes, which never left the process)
         try:
             if as_rows:
-                return draft_rows(same, self._limits, self._where, first)
-            return draft_events(same, self._limits, self._where, first)
+                return draft_rows(same, self._limits, self._where, first, self._additions)
+            return draft_events(same, self._limits, self._where, first, self._additions)
         except InvalidEvent:
             # Of a foreign type the copy may be bytes: the caller's own object says it better, if it is still there.
-            draft_events(events, self._limits, self._where, first)
+            draft_events(events, self._limits, self._where, first, self._additions)
             raise
 
 

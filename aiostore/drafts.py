@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from aiostore.context import FOLLOWING_KEYS
 from aiostore.errors import IdempotencyConflict, InvalidEvent
-from aiostore.events import EVENT_OVERHEAD_BYTES, NO_METADATA, STREAM_EXISTS, Event, EventLike, NewEvent, StreamState
+from aiostore.events import (
+    EVENT_OVERHEAD_BYTES,
+    NO_METADATA,
+    STREAM_EXISTS,
+    Event,
+    EventLike,
+    NewEvent,
+    StreamAppend,
+    StreamState,
+    Types,
+)
 from aiostore.limits import (
     EVENT_TYPE_BYTES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
@@ -19,7 +31,10 @@ from aiostore.limits import (
     Limits,
 )
 from aiostore.query import AppendCondition
-from aiostore.strictjson import encode_object, encode_objects, same_value
+from aiostore.strictjson import decode_object, encode_object, encode_objects, same_value
+
+SCHEMA_VERSION: Final = "schema_version"
+"""The key of metadata that says which version of its type an event is of; 1 where it is absent."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -40,8 +55,18 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
             self.event_type == event.event_type
             and self.tags == event.tags
             and same_value(bytes(self.data), bytes(event._data))
-            and same_value(bytes(self.metadata) or b"{}", bytes(event._metadata) or b"{}")
+            and _same_metadata(bytes(self.metadata) or b"{}", bytes(event._metadata) or b"{}")
         )
+
+
+def _same_metadata(first: bytes, second: bytes) -> bool:
+    """Whether they are the same but for what follows the work: a repeat may be made in another request."""
+    return same_value(first, second) or same_value(_own(first), _own(second))
+
+
+def _own(metadata: bytes) -> bytes:
+    kept = {key: value for key, value in decode_object(metadata).items() if key not in FOLLOWING_KEYS}
+    return encode_object(kept, "metadata")
 
 
 class StreamDrafts(NamedTuple):
@@ -138,20 +163,59 @@ Row = tuple[Any, Any, Any, Any]
 """The parts of an event to append: event_type, data, metadata, tags."""
 
 
-def draft_events(events: Iterable[EventLike], limits: Limits, where: str = "events", first: int = 0) -> list[Draft]:
+class Additions(NamedTuple):
+    """What a store adds to what its callers give: the types that it knows, and metadata that follows the work."""
+
+    types: Types | None = None
+    metadata: Mapping[str, Any] = MappingProxyType({})
+
+    def complete(self, event_type: str, data: bytes, metadata: bytes, tags: object) -> tuple[bytes, object]:
+        """The metadata and the tags with what is added to them; the caller's own come first in a conflict."""
+        given: dict[str, Any] = decode_object(metadata) if metadata else {}
+        added: dict[str, Any] = {}
+        if self.types is not None:
+            admitted = self.types.admit(event_type, data, given.get(SCHEMA_VERSION, msgspec.UNSET))
+            if admitted is not None:
+                version, more_tags = admitted
+                if version != 1:
+                    added[SCHEMA_VERSION] = version
+                if more_tags:
+                    tags = (*_tags(tags), *_tags(more_tags))
+        added.update(self.metadata)
+        if added.keys() - given.keys():
+            metadata = encode_object({**added, **given}, "metadata")
+        return metadata, tags
+
+
+NOTHING_ADDED: Final = Additions()
+
+
+def draft_events(
+    events: Iterable[EventLike],
+    limits: Limits,
+    where: str = "events",
+    first: int = 0,
+    additions: Additions = NOTHING_ADDED,
+) -> list[Draft]:
     """The drafts of the events, of which the first has the index ``first``; `InvalidEvent` names one that is not valid.
 
     In one go, without giving way: what the caller changes meanwhile would be stored in part. See `batch.Batch`.
     """
-    return draft_rows([row_of(event, where, index) for index, event in enumerate(events, first)], limits, where, first)
+    types = additions.types
+    rows = [row_of(event, where, index, types) for index, event in enumerate(events, first)]
+    return draft_rows(rows, limits, where, first, additions)
 
 
-def draft_rows(rows: Sequence[Row], limits: Limits, where: str, first: int) -> list[Draft]:
+def draft_rows(
+    rows: Sequence[Row], limits: Limits, where: str, first: int, additions: Additions = NOTHING_ADDED
+) -> list[Draft]:
     """`draft_events` of their rows."""
     datas = encode_objects([row[1] for row in rows], lambda index: f"{where}[{first + index}].data")
     drafts: list[Draft] = []
     checked_type = ""
-    plain_type: object = None  # a type that was checked; most events of a batch are of few types, without more
+    # A type that was checked; most events of a batch are of few types, without more.
+    plain_type: object = None
+    nothing_added = additions is NOTHING_ADDED
     try:
         for (event_type, _, metadata, tags), data in zip(rows, datas, strict=True):
             if event_type is plain_type and metadata is None and tags == () and len(data) <= limits.event_bytes_max:
@@ -159,47 +223,76 @@ def draft_rows(rows: Sequence[Row], limits: Limits, where: str, first: int) -> l
                 drafts.append(Draft(checked_type, msgspec.Raw(data), NO_METADATA, (), size))
                 continue
             checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
-            plain_type = event_type
-            drafts.append(_draft(checked_type, data, metadata, tags, limits))
+            plain_type = event_type if nothing_added else None
+            drafts.append(_draft(checked_type, data, metadata, tags, limits, additions))
     except InvalidEvent as error:
         raise InvalidEvent(f"{where}[{first + len(drafts)}].{error.where}", error.reason) from None
     return drafts
 
 
-def row_of(event: EventLike, where: str, index: int) -> Row:
+def row_of(event: EventLike, where: str, index: int, types: Types | None = None) -> Row:
     """The parts of the event; `InvalidEvent` where it is not one."""
     if isinstance(event, tuple):
         if len(event) == 2:
             return event[0], event[1], None, ()
         if len(event) == 3:
             return (*event, ())
-    if isinstance(event, NewEvent):
-        return event.event_type, event.data, event.metadata, event.tags
-    reason = f"must be (event_type, data), (event_type, data, metadata) or NewEvent, not {event!r:.80}"
+    elif isinstance(event, NewEvent):
+        if event.data is not msgspec.UNSET:
+            return event.event_type, event.data, event.metadata, event.tags
+        event_type, data = named(event.event_type, types, f"{where}[{index}].event_type")
+        return event_type, data, event.metadata, event.tags
+    elif isinstance(event, StreamAppend) or event is None or isinstance(event, str | bytes | dict | list | int | float):
+        reason = f"must be (event_type, data), (event_type, data, metadata), NewEvent or an object, not {event!r:.80}"
+        raise InvalidEvent(f"{where}[{index}]", reason)
+    else:
+        return (*named(event, types, f"{where}[{index}]"), None, ())
+    reason = f"must be (event_type, data) or (event_type, data, metadata), not {event!r:.80}"
     raise InvalidEvent(f"{where}[{index}]", reason)
 
 
-def draft_event(event_type: object, data: object, metadata: object, tags: object, limits: Limits) -> Draft:
+def named(event: object, types: Types | None, where: str) -> tuple[str, object]:
+    """The event type and the data of an object that stands for both; `InvalidEvent` where its class is not known."""
+    kind = type(event).__name__
+    if isinstance(event, str):
+        raise InvalidEvent(where, f"{event!r:.80} comes without data; give (event_type, data)")
+    if types is None:
+        raise InvalidEvent(
+            where, f"must be an event type with data, not a {kind}: this store takes no objects, it has no types="
+        )
+    found = types.name(event)
+    if found is None:
+        raise InvalidEvent(where, f"{kind} is not among the store's types; add the class to its EventTypes")
+    return found
+
+
+def draft_event(
+    event_type: object,
+    data: object,
+    metadata: object,
+    tags: object,
+    limits: Limits,
+    additions: Additions = NOTHING_ADDED,
+) -> Draft:
     """The draft of one event; `InvalidEvent` if a part is not valid."""
+    if data is msgspec.UNSET:
+        event_type, data = named(event_type, additions.types, "event_type")
     checked_type = check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
-    return _draft(checked_type, encode_object(data, "data"), metadata, tags, limits)
+    return _draft(checked_type, encode_object(data, "data"), metadata, tags, limits, additions)
 
 
-def _draft(event_type: str, data: bytes, metadata: object, tags: object, limits: Limits) -> Draft:
-    size = len(data)
-    if metadata is None or metadata == {}:
-        encoded_metadata = NO_METADATA
-    else:
-        encoded = encode_object(metadata, "metadata")
-        encoded_metadata = msgspec.Raw(encoded)
-        size += len(encoded)
+def _draft(event_type: str, data: bytes, metadata: object, tags: object, limits: Limits, additions: Additions) -> Draft:
+    encoded = b"" if metadata is None or metadata == {} else encode_object(metadata, "metadata")
+    if additions is not NOTHING_ADDED:
+        encoded, tags = additions.complete(event_type, data, encoded, tags)
+    size = len(data) + len(encoded)
     if size > limits.event_bytes_max:
         raise InvalidEvent(
             "data", f"has {size} bytes with its metadata, more than the {limits.event_bytes_max} allowed"
         )
     checked_tags = () if tags == () else _tags(tags)
     size += EVENT_OVERHEAD_BYTES + len(event_type) + sum(map(len, checked_tags))
-    return Draft(event_type, msgspec.Raw(data), encoded_metadata, checked_tags, size)
+    return Draft(event_type, msgspec.Raw(data), msgspec.Raw(encoded) if encoded else NO_METADATA, checked_tags, size)
 
 
 def _tags(tags: object) -> tuple[str, ...]:

@@ -71,6 +71,67 @@ class IdempotencyConflict(EventStoreError):
         )
 
 
+class NoEventTypes(EventStoreError):
+    """An event was to be decoded, and its store has no types."""
+
+    def __init__(self, event_id: int, event_type: str) -> None:
+        super().__init__(event_id, event_type)
+        self.event_id = event_id
+        self.event_type = event_type
+
+    def __str__(self) -> str:
+        return (
+            f"event {self.event_id} ({self.event_type!r}) cannot be decoded: its store has no types; open it with "
+            "EventStore(…, types=EventTypes(…)), or read event.data"
+        )
+
+
+class UnknownEventType(EventStoreError):
+    """A stored event is of a type that the store's types do not know, or of a version of it (`UnknownEventVersion`)."""
+
+    def __init__(self, event_id: int, event_type: str, schema_version: int) -> None:
+        super().__init__(event_id, event_type, schema_version)
+        self.event_id = event_id
+        self.event_type = event_type
+        self.schema_version = schema_version
+
+    def __str__(self) -> str:
+        return (
+            f"event {self.event_id} is of type {self.event_type!r}, which the store's types do not know; add it, or "
+            'choose EventTypes(unknown="skip") or "raw"'
+        )
+
+
+class UnknownEventVersion(UnknownEventType):
+    """A stored event is of a newer schema version than the store's types know: later code wrote it."""
+
+    def __init__(self, event_id: int, event_type: str, schema_version: int, known_version: int) -> None:
+        super().__init__(event_id, event_type, schema_version)
+        self.args = (event_id, event_type, schema_version, known_version)
+        self.known_version = known_version
+
+    def __str__(self) -> str:
+        return (
+            f"event {self.event_id} is {self.event_type!r} of version {self.schema_version}, and this program knows "
+            f"it up to version {self.known_version}: deploy the version that knows it, or choose "
+            'EventTypes(unknown="skip") or "raw"'
+        )
+
+
+class EventNotDecodable(EventStoreError):
+    """The data of a stored event does not fit its type, or an upcaster failed. ``reason`` says why."""
+
+    def __init__(self, event_id: int, event_type: str, schema_version: int, reason: str) -> None:
+        super().__init__(event_id, event_type, schema_version, reason)
+        self.event_id = event_id
+        self.event_type = event_type
+        self.schema_version = schema_version
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"event {self.event_id} ({self.event_type!r} version {self.schema_version}): {self.reason}"
+
+
 class StateConflict(EventStoreError):
     """What is kept under ``key`` was saved by somebody else meanwhile; nothing was saved. Revisions, 0 for none."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast, overload
 
 import msgspec
 
+from aiostore.errors import NoEventTypes
 from aiostore.strictjson import decode_object
 
 NO_STREAM: Final = 0
@@ -54,6 +56,41 @@ def version_matches(expected: int | StreamState | None, actual: int) -> bool:
 NO_METADATA: Final = msgspec.Raw(b"")
 
 
+class _DataclassObject(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class _ModelObject(Protocol):
+    def model_dump_json(self) -> str: ...
+
+
+EventObject = msgspec.Struct | _DataclassObject | _ModelObject
+"""An object of a class that the store's types know: a msgspec Struct, a dataclass or a pydantic model."""
+
+
+class Types(Protocol):
+    """What a store asks of a registry of event types. `schema.EventTypes` is one."""
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError where the registry is not whole; called when a store opens."""
+        ...
+
+    def name(self, value: object) -> tuple[str, object] | None:
+        """The event type of an object, and what of it becomes JSON; None if its class is not known."""
+        ...
+
+    def admit(self, event_type: str, data: bytes, schema_version: object) -> tuple[int, Iterable[str]] | None:
+        """Check data that is to be stored; returns its schema version and tags, None for a type that is not known.
+
+        ``schema_version``: what the caller says of it, UNSET for the current one. Raises `InvalidEvent`.
+        """
+        ...
+
+    def decode(self, event: Event) -> Any:
+        """The object that a stored event stands for; see `Event.decode`."""
+        ...
+
+
 class Event(
     msgspec.Struct,
     frozen=True,
@@ -80,6 +117,8 @@ class Event(
     tags: tuple[str, ...] = ()
     _data_decoded: Any = None
     _metadata_decoded: Any = None
+    # Last, and only in what is handed out: encoding an Event that has them would fail.
+    _types: Any = None
 
     @property
     def timestamp(self) -> datetime:
@@ -103,6 +142,19 @@ class Event(
             decoded = self._decode_metadata()
             msgspec.structs.force_setattr(self, "_metadata_decoded", decoded)
         return decoded
+
+    def decode(self) -> Any:
+        """The object that ``data`` stands for, as the store's ``types`` say; a new one at each call.
+
+        Data of an older schema version goes through the upcasters first. Of a type that is not known, or of a newer
+        version: None with ``unknown="skip"``, ``data`` with ``unknown="raw"``.
+
+        Raises `NoEventTypes` where the store has none, `UnknownEventType`, `UnknownEventVersion`, `EventNotDecodable`.
+        """
+        types: Types | None = self._types
+        if types is None:
+            raise NoEventTypes(self.event_id, self.event_type)
+        return types.decode(self)
 
     def _decode_metadata(self) -> dict[str, Any]:
         return decode_object(self._metadata) if len(bytes(self._metadata)) else {}
@@ -154,6 +206,17 @@ class Event(
 
     def __hash__(self) -> int:
         return hash((self.event_id, self.stream_id))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the types: they belong to the store, and may be of functions that do not pickle.
+        return Event, tuple(getattr(self, name) for name in self.__struct_fields__ if name != "_types")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Event:
+        event_class, fields = self.__reduce__()
+        copied: Event = event_class(*copy.deepcopy(fields, memo))
+        if self._types is not None:
+            attach_types((copied,), self._types)
+        return copied
 
     def __repr__(self) -> str:
         more = f", metadata={_as_python(self._metadata)}" if len(memoryview(self._metadata)) else ""
@@ -219,16 +282,29 @@ def _cut(text: str, characters_max: int, more: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event to append: ``data`` and ``metadata`` are JSON objects, ``tags`` at most 64 strings."""
+    """An event to append: ``data`` and ``metadata`` are JSON objects, ``tags`` at most 64 strings.
+
+    With an object of a class that the store's ``types`` know in place of ``event_type``, there is no ``data``.
+    """
 
     event_type: str
-    data: Any
+    data: Any = msgspec.UNSET
     metadata: Any = None
     tags: Iterable[str] = ()
 
+    if TYPE_CHECKING:
 
-EventLike = NewEvent | tuple[str, Any] | tuple[str, Any, Any]
-"""What `append_batch` takes: ``(event_type, data)``, ``(event_type, data, metadata)`` or `NewEvent`."""
+        @overload
+        def __init__(self, event_type: str, data: Any, metadata: Any = None, tags: Iterable[str] = ()) -> None: ...
+
+        @overload
+        def __init__(self, event_type: EventObject, *, metadata: Any = None, tags: Iterable[str] = ()) -> None: ...
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+EventLike = NewEvent | tuple[str, Any] | tuple[str, Any, Any] | EventObject
+"""What `append_batch` takes: ``(event_type, data)``, ``(event_type, data, metadata)``, `NewEvent`, or an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +324,14 @@ def untouched(event: Event) -> Event:
     """A shell of its own over the same bytes, whatever was done to the dicts of the one given."""
     return msgspec.structs.replace(event, _data_decoded=None, _metadata_decoded=None)
 
+
+def attach_types(events: Iterable[Event], types: Types) -> None:
+    """Let the events be decoded by these types. Only of events that are stored: an engine could not encode them."""
+    for event in events:
+        _set(event, "_types", types)
+
+
+_set = msgspec.structs.force_setattr
 
 EVENT_OVERHEAD_BYTES: Final = 200
 """What an event is reckoned to take beside its data, metadata and names."""

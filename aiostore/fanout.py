@@ -9,7 +9,7 @@ from weakref import ref
 
 from aiostore.engine import Commit
 from aiostore.errors import EventStoreError
-from aiostore.events import Event, event_size
+from aiostore.events import Event, Types, attach_types, event_size
 from aiostore.inbox import Inbox, Interest
 from aiostore.limits import Limits
 from aiostore.listeners import Listeners
@@ -138,9 +138,13 @@ class Fanout:
     """What is published: the head, the ring, and what subscriptions and listeners get.
 
     ``opened`` is called when something that held back the forming of groups has changed. See `Defer` for ``defer``.
+    ``types``: what is published can be decoded by these.
     """
 
-    def __init__(self, head: int, limits: Limits, opened: Callable[[], None], defer: Defer) -> None:
+    def __init__(
+        self, head: int, limits: Limits, opened: Callable[[], None], defer: Defer, types: Types | None = None
+    ) -> None:
+        self._types = types
         self.opening = uuid4().hex
         """Tells this opening of the store from all others."""
         self.ring = Ring(head, limits.ring_bytes_max)
@@ -176,6 +180,9 @@ class Fanout:
     def publish(self, commits: Sequence[Commit]) -> None:
         """Show the commits of a group, which are stored, to everyone."""
         self._group += 1
+        if self._types is not None:
+            for commit in commits:
+                attach_types(commit.events, self._types)
         for commit in commits:
             self.ring.add(commit)
         if self.live:

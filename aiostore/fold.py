@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from aiostore.context import handled, handling
 from aiostore.drafts import check_name
 from aiostore.events import Event
 from aiostore.limits import EVENT_TYPE_BYTES_MAX, check_number
@@ -54,7 +55,13 @@ class Fold(Generic[S]):
                 if result is not None:
                     if hasattr(result, "__await__"):  # isinstance(…, Awaitable) takes longer than most handlers
                         awaited = True
-                        result = await result
+                        # Its body begins here: what it appends follows from the event. One that is not awaited cannot
+                        # append, and does not pay for this.
+                        token = handling(event)
+                        try:
+                            result = await result
+                        finally:
+                            handled(token)
                     if result is not None:
                         self.state = result
             self.position = event.event_id

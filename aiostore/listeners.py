@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from aiostore.context import handling
 from aiostore.engine import Commit
 from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.events import Event, copies
@@ -253,6 +254,8 @@ class Listeners:
         scope = _Scope(self)
         context = contextvars.Context()
         context.run(_scope.set, scope)
+        if not listener.in_bulk:  # a projection says so for each event
+            context.run(handling, tuple(events))
         try:
             result = context.run(listener.handler, events)
             coroutine = result if type(result) is types.CoroutineType else _coroutine(result)

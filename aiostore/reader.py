@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiostore.engine import PAGE_EVENTS, Engine, Page, Question, Selection
-from aiostore.events import Event
+from aiostore.events import Event, Types, attach_types
 from aiostore.limits import check_number
 from aiostore.query import Query
 
@@ -35,6 +35,20 @@ class Batches(AsyncIterator[list[T]]):
         return batch
 
 
+class Decoded(AsyncIterator[tuple[Event, Any]]):
+    """An async iterator of events with their objects; those that the types skip are left out."""
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+
+    async def __anext__(self) -> tuple[Event, Any]:
+        while True:
+            event = await anext(self._events)
+            value = event.decode()
+            if value is not None:
+                return event, value
+
+
 class Reader(AsyncIterator[Event]):
     """One pass over stored events, in order: ``async for``, `batches` or `to_list`.
 
@@ -51,7 +65,9 @@ class Reader(AsyncIterator[Event]):
         check: Callable[[], None],
         since: str | None = None,
         until: str | None = None,
+        types: Types | None = None,
     ) -> None:
+        self._types = types
         self._engine = engine
         self._selection = selection
         self._since = since
@@ -89,6 +105,14 @@ class Reader(AsyncIterator[Event]):
         """The same pass, as lists of 1 to ``max_events`` events."""
         return Batches(self._take, max_events)
 
+    def decoded(self) -> AsyncIterator[tuple[Event, Any]]:
+        """The same pass, as pairs of an event and its object (`Event.decode`).
+
+        What is not known and skipped (``unknown="skip"``) is left out. Where one cannot be decoded, that raises, and
+        the next step goes on behind it.
+        """
+        return Decoded(self)
+
     async def to_list(self) -> list[Event]:
         """The rest of the pass as one list, which is as large as what matches."""
         events: list[Event] = []
@@ -125,6 +149,8 @@ class Reader(AsyncIterator[Event]):
                 page = await self._engine.read(self._selection, self._cursor, page_events)
             if self._version is None:
                 self._version = await self._find_version(page, self._head)
+            if self._types is not None:
+                attach_types(page.events, self._types)
             self._page = page.events[::-1]
             self._cursor = page.cursor
             if self._left is not None:

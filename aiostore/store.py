@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 from weakref import WeakSet
 
+import msgspec
 from anyio.abc import AsyncResource
 
 from aiostore.batch import Batch
 from aiostore.checkpoint import Checkpoint
 from aiostore.commit import Clock, Committer, utc_now
+from aiostore.context import following
 from aiostore.drafts import (
+    NOTHING_ADDED,
+    Additions,
     StreamDrafts,
     check_expected_version,
     check_stream_id,
@@ -26,7 +30,18 @@ from aiostore.drafts import (
 from aiostore.engine import Engine, Question, Selection
 from aiostore.engines.connect import connect
 from aiostore.errors import EngineUnsupported, InvalidEvent, StoreClosed, WrongLoop
-from aiostore.events import END, Event, EventLike, Position, StreamAppend, StreamState, copies, copy_event
+from aiostore.events import (
+    END,
+    Event,
+    EventLike,
+    EventObject,
+    Position,
+    StreamAppend,
+    StreamState,
+    Types,
+    attach_types,
+    copies,
+)
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, Interest, OnSlow
 from aiostore.limits import Limits, check_bound, check_number
@@ -36,6 +51,7 @@ from aiostore.reader import Reader, check_query
 from aiostore.states import states_of
 from aiostore.subscription import OnLive, Subscription, in_wait_body
 from aiostore.timestamps import check_moment
+from aiostore.tracing import UNTRACED, Sending, Tracing
 from aiostore.worker import Worker
 
 Location = str | os.PathLike[str] | Engine | None
@@ -70,6 +86,8 @@ class EventStore(AsyncResource):
     ``EventStore()`` keeps events in memory; ``EventStore("orders/")`` in a directory, the embedded log. Use it with
     ``async with``, or `open` and `aclose`. It belongs to the loop that opened it (`WrongLoop`).
 
+    ``types``: an `EventTypes`, so that objects can be appended and `Event.decode` gives them; None: only dicts.
+    ``tracing``: what is told of appends and handlers, such as an `otel.OpenTelemetry`; None: nothing is.
     ``limits``: bounds, see `Limits`. ``clock``: gives the time of new events, aware; for tests. Options of the embedded
     log: ``durability="fsync"`` (an append returns when its events survive a power loss) or ``"os"`` (when they survive
     the process), ``mode="rw"`` or ``"r"`` (takes no lock and no appends; reads and follows what another process
@@ -77,9 +95,18 @@ class EventStore(AsyncResource):
     """
 
     def __init__(
-        self, location: Location = None, *, limits: Limits | None = None, clock: Clock = utc_now, **options: Any
+        self,
+        location: Location = None,
+        *,
+        types: Types | None = None,
+        tracing: Tracing | None = None,
+        limits: Limits | None = None,
+        clock: Clock = utc_now,
+        **options: Any,
     ) -> None:
         self._limits = limits or Limits()
+        self._types = types
+        self._tracing = UNTRACED if tracing is None else tracing
         self._engine = connect(location, options)
         self._committer = Committer(self._engine, self._limits, clock)
         self._fanout: Fanout
@@ -91,13 +118,21 @@ class EventStore(AsyncResource):
 
     @classmethod
     async def open(
-        cls, location: Location = None, *, limits: Limits | None = None, clock: Clock = utc_now, **options: Any
+        cls,
+        location: Location = None,
+        *,
+        types: Types | None = None,
+        tracing: Tracing | None = None,
+        limits: Limits | None = None,
+        clock: Clock = utc_now,
+        **options: Any,
     ) -> Self:
         """A store that is open; the parameters are those of the class. Close it with `aclose` or ``async with``.
 
-        Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, `EngineUnavailable`.
+        Raises `StoreLocked`, `StoreCorrupt`, `EngineUnsupported`, `EngineUnavailable`; ValueError or TypeError where
+        the ``types`` are not whole.
         """
-        return await cls(location, limits=limits, clock=clock, **options).__aenter__()
+        return await cls(location, types=types, tracing=tracing, limits=limits, clock=clock, **options).__aenter__()
 
     async def __aenter__(self) -> Self:
         if self._state is _State.OPEN:  # as `async with await EventStore.open(…)` finds it
@@ -105,6 +140,8 @@ class EventStore(AsyncResource):
             return self
         if self._state is not _State.NEW:
             raise StoreClosed(f"this store is {self._state.value}; a store object is opened once, make another")
+        if self._types is not None:
+            self._types.check()
         self._state = _State.OPENING
         self._loop = asyncio.get_running_loop()
         self._opening = self._loop.create_future()
@@ -113,7 +150,7 @@ class EventStore(AsyncResource):
             if self._state is not _State.OPENING:
                 await self._engine.aclose()
                 raise StoreClosed("the store was closed while it opened")
-            self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again, self._defer)
+            self._fanout = Fanout(head.event_id, self._limits, self._committer.look_again, self._defer, self._types)
             self._committer.start(self._fanout, head.timestamp)
             self._state = _State.OPEN
         except BaseException:
@@ -203,11 +240,38 @@ class EventStore(AsyncResource):
         self._check()
         return self._engine, self._fanout
 
+    @overload
     async def append(
         self,
         stream_id: str,
         event_type: str,
         data: Any,
+        *,
+        metadata: Any = None,
+        tags: Iterable[str] = (),
+        expected_version: int | StreamState | None = None,
+        condition: AppendCondition | None = None,
+        idempotency_key: str | None = None,
+    ) -> Event: ...
+
+    @overload
+    async def append(
+        self,
+        stream_id: str,
+        event_type: EventObject,
+        *,
+        metadata: Any = None,
+        tags: Iterable[str] = (),
+        expected_version: int | StreamState | None = None,
+        condition: AppendCondition | None = None,
+        idempotency_key: str | None = None,
+    ) -> Event: ...
+
+    async def append(
+        self,
+        stream_id: str,
+        event_type: str | EventObject,
+        data: Any = msgspec.UNSET,
         *,
         metadata: Any = None,
         tags: Iterable[str] = (),
@@ -224,14 +288,19 @@ class EventStore(AsyncResource):
         ``idempotency_key``: an append whose key the stream already has returns the events stored then and stores
         nothing, for ever.
 
+        Where the store has ``types``, an object of a class that they know may stand in place of ``event_type`` and
+        ``data``; data given under a name that they know must fit it. What `correlate` and handlers say is put into the
+        metadata; of ``correlation_id`` and ``causation_id`` a repeat with the same key may have others.
+
         Raises `InvalidEvent`, `ConcurrencyConflict`, `AppendConditionFailed`, `IdempotencyConflict` (the key, with
         other events), `StoreFull`, `StoreClosed`, `WrongLoop`, `EngineUnsupported` (opened for reading): nothing is
         stored. After `StoreFailed`, or cancelled or timed out, it may or may not be stored: retry with a key.
         """
         self._check_append()
-        draft = draft_event(event_type, data, metadata, tags, self._limits)
-        part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
-        return copy_event((await self._append((part,), condition, idempotency_key))[0])
+        with self._tracing.send(stream_id, batch=False) as sending:
+            draft = draft_event(event_type, data, metadata, tags, self._limits, self._additions(sending))
+            part = StreamDrafts(check_stream_id(stream_id), (draft,), check_expected_version(expected_version))
+            return self._own(await self._append((part,), condition, idempotency_key), sending)[0]
 
     async def append_batch(
         self,
@@ -244,14 +313,16 @@ class EventStore(AsyncResource):
     ) -> list[Event]:
         """Store several events in one stream, all or none; returns them in order. See `append`.
 
-        ``events``: ``(event_type, data)``, ``(event_type, data, metadata)`` or `NewEvent`, 64 MiB in all. Where it is
-        empty, the checks are made all the same and ``[]`` returns. All events are taken as they are now, in one step
-        (of 100,000 small ones, some 20 ms), and checked bit by bit, so that other tasks run meanwhile; those that have
-        values beyond plain JSON, such as datetimes, are checked in that step (10 to 20 times as long).
+        ``events``: ``(event_type, data)``, ``(event_type, data, metadata)``, `NewEvent`, or an object of a class that
+        the store's ``types`` know, 64 MiB in all. Where it is empty, the checks are made all the same and ``[]``
+        returns. All events are taken as they are now, in one step (of 100,000 small ones, some 20 ms), and checked bit
+        by bit, so that other tasks run meanwhile; those that have values beyond plain JSON, such as datetimes, and
+        objects are checked in that step (10 to 20 times as long).
         """
         self._check_append()
-        part = self._take(StreamAppend(stream_id, events, expected_version), "")
-        return copies(await self._append([await part.drafted()], condition, idempotency_key))
+        with self._tracing.send(stream_id, batch=True) as sending:
+            part = self._take(StreamAppend(stream_id, events, expected_version), "", self._additions(sending))
+            return self._own(await self._append([await part.drafted()], condition, idempotency_key), sending)
 
     async def append_streams(
         self,
@@ -265,17 +336,37 @@ class EventStore(AsyncResource):
         A stream named twice is `InvalidEvent`. The ``idempotency_key`` stands in the first stream that gets events.
         """
         self._check_append()
-        parts = []
-        for index, part in enumerate(appends):
-            if not isinstance(part, StreamAppend):
-                raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
-            parts.append(self._take(part, f"appends[{index}]."))
-        return copies(await self._append([await part.drafted() for part in parts], condition, idempotency_key))
+        with self._tracing.send("streams", batch=True) as sending:
+            additions = self._additions(sending)
+            parts = []
+            for index, part in enumerate(appends):
+                if not isinstance(part, StreamAppend):
+                    raise InvalidEvent(f"appends[{index}]", f"must be a StreamAppend, not {part!r:.80}")
+                parts.append(self._take(part, f"appends[{index}].", additions))
+            drafted = [await part.drafted() for part in parts]
+            return self._own(await self._append(drafted, condition, idempotency_key), sending)
 
-    def _take(self, part: StreamAppend, where: str) -> _Part:
+    def _additions(self, sending: Sending) -> Additions:
+        """What the store adds to what is appended now."""
+        metadata: Mapping[str, Any] | None = following()
+        if sending.metadata:
+            metadata = {**(metadata or {}), **sending.metadata}
+        if metadata is None:
+            return NOTHING_ADDED if self._types is None else Additions(self._types)
+        return Additions(self._types, metadata)
+
+    def _own(self, events: Sequence[Event], sending: Sending) -> list[Event]:
+        """The stored events as the caller's own."""
+        sending.sent(events)
+        own = copies(events)
+        if self._types is not None:
+            attach_types(own, self._types)
+        return own
+
+    def _take(self, part: StreamAppend, where: str, additions: Additions) -> _Part:
         stream_id = check_stream_id(part.stream_id, f"{where}stream_id")
         expected_version = check_expected_version(part.expected_version)
-        return _Part(stream_id, Batch(part.events, self._limits, f"{where}events"), expected_version)
+        return _Part(stream_id, Batch(part.events, self._limits, f"{where}events", additions), expected_version)
 
     def _append(
         self, parts: Sequence[StreamDrafts], condition: AppendCondition | None, idempotency_key: str | None
@@ -308,7 +399,9 @@ class EventStore(AsyncResource):
             to_version=check_bound("to_version", to_version),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
+        return Reader(
+            self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until), self._types
+        )
 
     def read_all(
         self,
@@ -337,7 +430,9 @@ class EventStore(AsyncResource):
             query=check_query(query),
             backwards=backwards,
         )
-        return Reader(self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until))
+        return Reader(
+            self._engine, selection, check_bound("limit", limit), self._check, *_window(since, until), self._types
+        )
 
     async def stream_version(self, stream_id: str) -> int:
         """The version of the stream's last event, which is the number of its events; 0 when it has none."""
@@ -400,20 +495,27 @@ class EventStore(AsyncResource):
             after,
             on_live,
             self._check,
+            self._types,
             None if name is None else Checkpoint(states_of(engine, state, "a subscription with a name"), name),
             None if checkpoint_every is None else check_number("checkpoint_every", checkpoint_every, 1),
         )
 
-    def on_commit(self, handler: Handler, *, wait: bool = True) -> Listener:
+    def on_commit(self, handler: Handler, *, wait: bool = True, name: str | None = None) -> Listener:
         """Have ``await handler(events)`` called with each commit from now on, one after another, in order.
 
         Handlers are called in the order of their registration. An append returns after all those with ``wait=True``
         have had its events. Inside a handler, an append returns once it is durable, and its events come after the
         commit in hand. A handler that raises gets nothing more: the error is logged and kept on the `Listener`, the
         append succeeds, and the others get the commit. A handler must not wait for another task's append.
+
+        What a handler appends follows from the commit in hand (see `correlate`): from its event; where it has several,
+        it gets the correlation_id that these have in common, if any, and no causation_id. With a ``name``, the store's
+        ``tracing`` is told of each call.
         """
         _, fanout = self._parts()
-        return fanout.listeners.add(handler, wait=wait, head=fanout.head)
+        if name is not None and self._tracing is not UNTRACED:
+            handler = _traced(handler, name, self._tracing)
+        return fanout.listeners.add(handler, wait=wait, head=fanout.head, name=name)
 
     def __repr__(self) -> str:
         state = self._state.value
@@ -434,6 +536,14 @@ class _Part(NamedTuple):
 
     async def drafted(self) -> StreamDrafts:
         return StreamDrafts(self.stream_id, await self.batch.drafts(), self.expected_version)
+
+
+def _traced(handler: Handler, name: str, tracing: Tracing) -> Handler:
+    async def handle(events: list[Event]) -> None:
+        with tracing.process(name, events):
+            await handler(events)
+
+    return handle
 
 
 _NO_BOUND = 2**63 - 1

@@ -9,17 +9,17 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from anyio.abc import AsyncResource
 
 from aiostore.checkpoint import Checkpoint
 from aiostore.engine import PAGE_EVENTS, Engine, Selection
 from aiostore.errors import EngineUnavailable, EventStoreError, SlowSubscriber, StoreClosed
-from aiostore.events import END, Event, Position, copies, copy_event
+from aiostore.events import END, Event, Position, Types, attach_types, copies, copy_event
 from aiostore.fanout import Fanout
 from aiostore.inbox import Inbox, OnSlow
-from aiostore.reader import Batches
+from aiostore.reader import Batches, Decoded
 from aiostore.turns import TURN_EVENTS
 
 RING_STEP_EVENTS = 1000
@@ -105,9 +105,11 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
         after: int | Position,
         on_live: OnLive | None,
         check: Callable[[], None],
+        types: Types | None = None,
         checkpoint: Checkpoint | None = None,
         checkpoint_every: int | None = None,
     ) -> None:
+        self._types = types
         self._engine = engine
         self._fanout = fanout
         self._inbox = inbox
@@ -216,6 +218,10 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     def batches(self, max_events: int = PAGE_EVENTS) -> AsyncIterator[list[Event]]:
         """The same events as lists of 1 to ``max_events``: whatever is there, without waiting for more."""
         return Batches(self._take, max_events)
+
+    def decoded(self) -> AsyncIterator[tuple[Event, Any]]:
+        """The same events as pairs of an event and its object (`Event.decode`); see `Reader.decoded`."""
+        return Decoded(self)
 
     async def __anext__(self) -> Event:
         self._in_hand = 0
@@ -371,6 +377,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
             await asyncio.sleep(RETRY_S)
             return
         if not (self._closed or self._fanout.closed):
+            if self._types is not None:
+                attach_types(page.events, self._types)
             inbox.fill(page.events, selection.up_to if page.cursor is None else page.cursor, shared=False)
 
     def _read_ring(self) -> None:

@@ -86,7 +86,7 @@ BAD: list[Callable[[], Any]] = [
     lambda: ("Added", {}, {}, ()),
     lambda: {"event_type": "Added"},
     lambda: None,
-    lambda: NewEvent("Added", {}, tags=None),  # type: ignore[arg-type]
+    lambda: NewEvent("Added", {}, tags=None),  # type: ignore[call-overload]
     lambda: NewEvent("Added", {}, tags=["a", ""]),
     lambda: NewEvent("Added", {}, {"n": float("nan")}),
 ]

@@ -16,10 +16,12 @@ from aiostore import (
     ConcurrencyConflict,
     EngineUnavailable,
     EngineUnsupported,
+    EventNotDecodable,
     EventStoreError,
     IdempotencyConflict,
     InvalidEvent,
     Limits,
+    NoEventTypes,
     OutcomeUnknown,
     ProjectionStopped,
     SlowSubscriber,
@@ -29,6 +31,8 @@ from aiostore import (
     StoreFailed,
     StoreFull,
     StoreLocked,
+    UnknownEventType,
+    UnknownEventVersion,
     WrongLoop,
 )
 
@@ -75,6 +79,18 @@ ERRORS: list[tuple[EventStoreError, dict[str, object], str]] = [
     (EngineUnavailable("no driver"), {}, "no driver"),
     (EngineUnsupported("no such system"), {}, "no such system"),
     (WrongLoop(), {}, "another event loop"),
+    (NoEventTypes(7, "T"), {"event_id": 7, "event_type": "T"}, "event 7 .'T'. cannot be decoded.*types="),
+    (UnknownEventType(7, "T", 2), {"event_id": 7, "event_type": "T", "schema_version": 2}, "event 7 .*'T'.*add it"),
+    (
+        UnknownEventVersion(7, "T", 3, 2),
+        {"event_id": 7, "event_type": "T", "schema_version": 3, "known_version": 2},
+        "event 7 is 'T' of version 3.* up to version 2",
+    ),
+    (
+        EventNotDecodable(7, "T", 1, "data.n: Expected `int`"),
+        {"event_id": 7, "event_type": "T", "schema_version": 1, "reason": "data.n: Expected `int`"},
+        "event 7 .'T' version 1.: data.n: Expected `int`",
+    ),
 ]
 each_error = pytest.mark.parametrize(("error", "fields", "message"), ERRORS, ids=lambda value: type(value).__name__)
 

@@ -40,7 +40,7 @@ def test_tags_and_names_count_in_the_size_of_an_append() -> None:
 
 
 def test_a_second_event_with_bad_tags_is_refused_as_the_first_would_be() -> None:
-    plain, bad = NewEvent("A", {}), NewEvent("A", {}, tags=None)  # type: ignore[arg-type]
+    plain, bad = NewEvent("A", {}), NewEvent("A", {}, tags=None)  # type: ignore[call-overload]
     with pytest.raises(InvalidEvent, match=r"events\[1\]\.tags"):
         draft_events([plain, bad], Limits())
     assert make_append([], None, None, Limits()).size == 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from aiostore import Event, EventStoreError, Query, QueryItem, StoreFailed
+from aiostore import Event, EventStoreError, EventTypes, NoEventTypes, Query, QueryItem, StoreFailed
 from aiostore.engine import Commit
 from aiostore.fanout import Fanout, InterestIndex
 from aiostore.inbox import Inbox, Interest, OnSlow
@@ -271,3 +271,19 @@ def test_an_event_that_nobody_wants_costs_nobody_anything(monkeypatch: pytest.Mo
     monkeypatch.setattr(Interest, "matches", lambda self, event: pytest.fail("asked in vain"))
     fanout.publish([Commit([event(11)], None)])
     assert not any(one.events for one in inboxes)
+
+
+class Paid(msgspec.Struct):
+    amount: int = 0
+
+
+def test_what_is_published_knows_the_types_of_its_store() -> None:
+    types = EventTypes()
+    types.add(Paid, "A")
+    plain, _ = made()
+    typed = Fanout(10, Limits(), lambda: None, call_now, types)
+    for each in (plain, typed):
+        each.publish([Commit([event(11), event(12)], None), Commit([event(13)], None)])
+    assert [each.decode() for each in typed.ring.since(10)] == [Paid()] * 3
+    with pytest.raises(NoEventTypes):
+        next(iter(plain.ring.since(10))).decode()

@@ -18,7 +18,7 @@ import aiostore
 ROOT = Path(aiostore.__file__).parent
 
 LAYERS: dict[int, list[str]] = {
-    0: ["errors", "events", "query", "limits", "strictjson", "timestamps", "drafts", "batch"],
+    0: ["errors", "context", "tracing", "events", "query", "limits", "strictjson", "timestamps", "drafts", "batch"],
     1: ["engine"],
     2: ["engines"],
     3: [
@@ -37,8 +37,19 @@ LAYERS: dict[int, list[str]] = {
         "subscription",
         "store",
     ],
-    4: ["fold", "snapshots", "projection", "live_projection", "consumer", "decider", "schema"],
-    5: ["http", "cli", "frames"],
+    4: [
+        "fold",
+        "snapshots",
+        "projection",
+        "live_projection",
+        "consumer",
+        "decider",
+        "codecs",
+        "samples",
+        "schemadocs",
+        "schema",
+    ],
+    5: ["http", "cli", "frames", "otel"],
     6: ["aiostore", "__main__"],  # __init__.py, which shows all of them, and the command line's beginning
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -36,12 +36,20 @@ NAMES = {
     "Projection",
     "LiveProjection",
     "reconstruct_state",
+    # what events are in a program
+    "EventTypes",
+    # what the work follows from
+    "correlate",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",
     "AppendConditionFailed",
     "InvalidEvent",
     "IdempotencyConflict",
+    "UnknownEventType",
+    "UnknownEventVersion",
+    "EventNotDecodable",
+    "NoEventTypes",
     "StoreClosed",
     "StoreLocked",
     "StoreFailed",
@@ -59,9 +67,9 @@ NAMES = {
 MEMBERS = {
     "EventStore": "open aclose append append_batch append_streams read_stream read_all stream_version head subscribe "
     "on_commit",
-    "Event": "event_id stream_id version event_type data timestamp metadata tags to_dict to_json",
-    "Reader": "batches to_list head version",
-    "Subscription": "batches position lag is_live statistics aclose",
+    "Event": "event_id stream_id version event_type data timestamp metadata tags decode to_dict to_json",
+    "Reader": "batches decoded to_list head version",
+    "Subscription": "batches decoded position lag is_live statistics aclose",
     "Listener": "close error",
     "Projection": "name state position lag error when catch_up save_snapshot load_snapshot",
     "LiveProjection": "is_live catch_up wait_for aclose",
@@ -70,6 +78,7 @@ MEMBERS = {
     "QueryItem": "types tags stream_prefix",
     "Query": "where",
     "AppendCondition": "query after",
+    "EventTypes": "add event upcast renamed check json_schema check_samples",
     "ConcurrencyConflict": "stream_id expected actual",
     "AppendConditionFailed": "event_id",
     "InvalidEvent": "where reason",
@@ -79,7 +88,7 @@ MEMBERS = {
 }
 
 PARAMETERS = {
-    "append": "stream_id event_type data * metadata=None tags=() expected_version=None condition=None "
+    "append": "stream_id event_type data=UNSET * metadata=None tags=() expected_version=None condition=None "
     "idempotency_key=None",
     "append_batch": "stream_id events * expected_version=None condition=None idempotency_key=None",
     "append_streams": "appends * condition=None idempotency_key=None",
@@ -91,7 +100,7 @@ PARAMETERS = {
         "* stream_id=None query=None after=0 queue_size=1024 on_slow='catch_up' on_live=None name=None "
         "checkpoint_every=None state=None"
     ),
-    "on_commit": "handler * wait=True",
+    "on_commit": "handler * wait=True name=None",
 }
 
 

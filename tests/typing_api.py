@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, assert_type
 
+import msgspec
+import pydantic
+
 from aiostore import (
     END,
     NO_STREAM,
@@ -20,13 +23,16 @@ from aiostore import (
     EngineUnavailable,
     EngineUnsupported,
     Event,
+    EventNotDecodable,
     EventStore,
     EventStoreError,
+    EventTypes,
     IdempotencyConflict,
     InvalidEvent,
     Limits,
     Listener,
     NewEvent,
+    NoEventTypes,
     OutcomeUnknown,
     Query,
     QueryItem,
@@ -40,13 +46,25 @@ from aiostore import (
     StreamAppend,
     Subscription,
     SubscriptionStatistics,
+    UnknownEventType,
+    UnknownEventVersion,
     WrongLoop,
+    correlate,
 )
+from aiostore.otel import OpenTelemetry
 
 
 @dataclass
 class ItemAdded:
     sku: str
+
+
+class ItemRemoved(msgspec.Struct):
+    sku: str
+
+
+class CartPaid(pydantic.BaseModel):
+    amount: int
 
 
 async def opening(engine: Engine, directory: os.PathLike[str]) -> None:
@@ -56,6 +74,9 @@ async def opening(engine: Engine, directory: os.PathLike[str]) -> None:
     EventStore(Path("orders"), limits=Limits(event_bytes_max=1024), clock=lambda: datetime.now(UTC))
     EventStore(directory)
     EventStore(engine)
+    EventStore(types=EventTypes(unknown="skip"), tracing=OpenTelemetry())
+    await EventStore.open("orders/", types=None, tracing=None)
+    EventStore(types={})  # type: ignore[arg-type]
     EventStore(5)  # type: ignore[arg-type]
     assert_type(await EventStore.open("orders/"), EventStore)
     async with EventStore() as store:
@@ -80,11 +101,11 @@ async def appending(store: EventStore, events: Iterable[NewEvent]) -> None:
     await store.append("s", "T", ItemAdded("A"), expected_version=NO_STREAM)
     await store.append("s", "T", {}, expected_version=STREAM_EXISTS)
     await store.append("s", "T", {}, tags={"a", "b"})
-    await store.append("s", "T")  # type: ignore[call-arg]
-    await store.append(1, "T", {})  # type: ignore[arg-type]
-    await store.append("s", "T", {}, expected_version="1")  # type: ignore[arg-type]
-    await store.append("s", "T", {}, expected_version=END)  # type: ignore[arg-type]
-    await store.append("s", "T", {}, {})  # type: ignore[call-arg]
+    await store.append("s", "T")  # type: ignore[call-overload]
+    await store.append(1, "T", {})  # type: ignore[call-overload]
+    await store.append("s", "T", {}, expected_version="1")  # type: ignore[call-overload]
+    await store.append("s", "T", {}, expected_version=END)  # type: ignore[call-overload]
+    await store.append("s", "T", {}, {})  # type: ignore[call-overload]
 
     assert_type(await store.append_batch("s", [("T", {"n": 1}), ("T", {}, {}), NewEvent("T", {})]), list[Event])
     await store.append_batch("s", events, expected_version=0, condition=None, idempotency_key="k")
@@ -169,6 +190,7 @@ def listening(store: EventStore) -> None:
     listener = store.on_commit(handler)
     assert_type(listener, Listener)
     assert_type(store.on_commit(handler, wait=False), Listener)
+    store.on_commit(handler, name="mail")
     assert_type(listener.close(), None)
     assert_type(listener.error, BaseException | None)
     store.on_commit(plain)  # type: ignore[arg-type]
@@ -184,6 +206,51 @@ def asking() -> None:
     query | "A"  # type: ignore[operator]
 
 
+def registering(event: Event) -> None:
+    types = EventTypes(unknown="raw")
+    assert_type(types.event(ItemAdded), type[ItemAdded])
+    assert_type(types.add(CartPaid, "Paid", version=2, tags=lambda event: ["t"]), None)
+
+    @types.event("ItemMoved", version=1, tags=lambda event: [event.sku])
+    class Moved(msgspec.Struct):
+        sku: str
+
+    assert_type(Moved("A").sku, str)
+
+    @types.upcast("Paid", from_version=1)
+    def up(data: dict[str, Any], event: Event) -> dict[str, Any]:
+        return data
+
+    assert_type(up({}, event), dict[str, Any])
+    assert_type(types.renamed("Old", "ItemAdded"), None)
+    assert_type(types.json_schema(), dict[str, Any])
+    assert_type(types.check_samples({"Paid": {1: {}}}), None)
+    types.check_samples(Path("samples"))
+    EventTypes(unknown="drop")  # type: ignore[arg-type]
+
+
+async def typed(store: EventStore) -> None:
+    assert_type(await store.append("s", ItemAdded("A"), metadata=None, tags=["t"], expected_version=0), Event)
+    await store.append("s", ItemRemoved("A"))
+    await store.append("s", CartPaid(amount=1), idempotency_key="k")
+    await store.append_batch("s", [ItemAdded("A"), NewEvent(CartPaid(amount=1), tags=["t"]), ("T", {})])
+    NewEvent("T")  # type: ignore[call-overload]
+    await store.append("s", 5)  # type: ignore[call-overload]
+    async for event, value in store.read_all().decoded():
+        assert_type(event, Event)
+        assert_type(value, Any)
+    async with store.subscribe() as subscription:
+        assert_type(await anext(subscription.decoded()), tuple[Event, Any])
+
+
+async def following(store: EventStore, event: Event) -> None:
+    with correlate("req-7"):
+        await store.append("s", "T", {})
+    with correlate("req-7", causation_id=7), correlate(event):
+        await store.append("s", "T", {})
+    correlate(7)  # type: ignore[arg-type]
+
+
 def failing(error: EventStoreError) -> None:
     match error:
         case ConcurrencyConflict():
@@ -191,6 +258,12 @@ def failing(error: EventStoreError) -> None:
             assert_type(error.actual, int)
         case AppendConditionFailed():
             assert_type(error.event_id, int)
+        case UnknownEventVersion():
+            assert_type(error.known_version, int)
+        case UnknownEventType() | NoEventTypes():
+            assert_type(error.event_type, str)
+        case EventNotDecodable():
+            assert_type((error.event_id, error.reason), tuple[int, str])
         case InvalidEvent():
             assert_type(error.where, str)
             assert_type(error.reason, str)

@@ -35,6 +35,7 @@ from .following import fan_out, live, streams_followed, sustained
 from .projections import projection_contests
 from .reading import Layout, replay, streams
 from .table import compare, markdown
+from .typed import typed_replay
 
 PAUSE_S = 0.02
 """Between two contenders, so that what one left to its threads is not measured with the next."""
@@ -60,6 +61,7 @@ def file_contests(scale: float) -> list[Contest]:
         sustained(scaled(200_000), scaled(12_800, TASKS)),
         in_memory(scaled(10_000)),
         *projection_contests(scale),
+        typed_replay(scaled(200_000)),
     ]
 
 
