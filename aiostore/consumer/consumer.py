@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +20,7 @@ from aiostore.consumer.membership import Membership
 from aiostore.consumer.parked import Parked, ParkedRows, Row, row_error
 from aiostore.consumer.parking import Parking
 from aiostore.consumer.work import Work, finished
+from aiostore.context import handling
 from aiostore.drafts import check_name
 from aiostore.errors import ConsumerHalted, Fenced
 from aiostore.events import Event, Position, untouched
@@ -27,10 +29,11 @@ from aiostore.query import Query
 from aiostore.reader import check_query
 from aiostore.states import states_of
 from aiostore.store import EventStore
+from aiostore.tracing import UNTRACED
 
 logger = logging.getLogger("aiostore")
 
-TURN_EVENTS = 100
+TURN_EVENTS = 200
 """After so many events, the next stream has its turn, and other tasks."""
 
 PARKED_STREAMS_MAX = 10_000
@@ -112,6 +115,7 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         self._deliveries: set[Delivery] = set()
         self._free = asyncio.Semaphore(self._concurrency)
         self._handled_count = 0
+        self._turn_count = 0
         self._retried_count = 0
 
     @property
@@ -203,41 +207,56 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
 
     async def _handle_all(self, work: Work) -> None:
         """Handle what there is to do, lane by lane; ``concurrency`` of these run at once."""
-        lanes = work.lanes
-        count = 0
-        while (lane := await lanes.next_lane()) is not None:
+        lanes, handler = work.lanes, self._traced()
+        is_async = inspect.iscoroutinefunction(handler)
+        while True:
+            lane = lanes.begin() or await lanes.next_lane()
+            if lane is None:
+                return
+            events = lane.events
+            count = 0
             try:
-                count += await self._handle_lane(work, lane)
+                while True:
+                    event = events[0]
+                    handling(event)
+                    try:
+                        result: Any = handler(event)
+                        if is_async or hasattr(result, "__await__"):
+                            await result
+                    except asyncio.CancelledError as error:
+                        task = asyncio.current_task()
+                        if task is None or task.cancelling():
+                            raise
+                        self._failed(work, lane, event, error)  # something that the handler awaits was cancelled
+                        break
+                    except Exception as error:
+                        self._failed(work, lane, event, error)
+                        break
+                    count += 1
+                    if not lanes.done(lane, event) or count == TURN_EVENTS:
+                        break
             finally:
                 lanes.give_back(lane)
-            if count >= TURN_EVENTS:
-                count = 0
+                self._handled_count += count
+                self._turn_count += count
+            if self._turn_count >= TURN_EVENTS:
+                self._turn_count = 0
                 await asyncio.sleep(0)  # handlers that never wait must not keep the loop to themselves
 
-    async def _handle_lane(self, work: Work, lane: Lane) -> int:
-        """Handle the next events of a lane; returns how many."""
-        lanes, share, events, handler = work.lanes, lane.share, lane.events, self._handler
+    def _traced(self) -> EventHandler:
+        """The handler, in a span of its own for each event where the store is traced."""
+        handler, tracing, name = self._handler, self._store._tracing, self._name
         assert handler is not None
-        count = 0
-        while events and count < TURN_EVENTS and not (lanes.closed or share.releasing):
-            event = events[0]
-            try:
+        if tracing is UNTRACED:
+            return handler
+
+        async def traced(event: Event) -> None:
+            with tracing.process(name, event):
                 result: Any = handler(event)
                 if hasattr(result, "__await__"):
                     await result
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                self._failed(work, lane, event, error)  # something that the handler awaits was cancelled
-                break
-            except Exception as error:
-                self._failed(work, lane, event, error)
-                break
-            count += 1
-            lanes.done(lane, event)
-        self._handled_count += count
-        return count
+
+        return traced
 
     def _failed(self, work: Work, lane: Lane, event: Event, error: BaseException) -> None:
         """An attempt has failed: wait, park or halt."""
@@ -269,11 +288,13 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
             self._start()
         await self._free.acquire()
         try:
-            lane, lanes = await self._next_lane()
+            lane, work = await self._next_lane()
         except BaseException:
             self._free.release()
             raise
-        delivery = Delivery(lane.events[0], lane.attempts_count + 1, functools.partial(self._delivered, lane, lanes))
+        ended = functools.partial(self._delivered, lane, work)
+        span = self._store._tracing.process(self._name, lane.events[0])
+        delivery = Delivery(lane.events[0], lane.attempts_count + 1, span, ended)
         self._deliveries.add(delivery)
         return delivery
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import Token
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from aiostore.context import Work, handled, handling
 from aiostore.events import Event
 
 
@@ -68,12 +71,20 @@ class Delivery:
     acknowledged, and comes again at once. Until its block is left, no later event of its stream comes.
     """
 
-    def __init__(self, event: Event, attempt: int, ended: Callable[[Delivery, BaseException | None], None]) -> None:
+    def __init__(
+        self,
+        event: Event,
+        attempt: int,
+        span: AbstractContextManager[object],
+        ended: Callable[[Delivery, BaseException | None], None],
+    ) -> None:
         self.event = event
         self.attempt = attempt
         """1 for the first."""
         self.task: asyncio.Task[object] | None = None
         """The task that is in its block."""
+        self._span = span
+        self._token: Token[Work] | None = None
         self._ended = ended
         self._state = "new"
 
@@ -82,6 +93,8 @@ class Delivery:
             raise RuntimeError(f"the delivery of event {self.event.event_id} is {self._state}: it is entered once")
         self._state = "entered"
         self.task = asyncio.current_task()
+        self._token = handling(self.event)
+        self._span.__enter__()
         return self
 
     async def __aexit__(
@@ -89,6 +102,9 @@ class Delivery:
     ) -> bool:
         self._state = "ended"
         self.task = None
+        self._span.__exit__(kind, error, traceback)
+        assert self._token is not None, "what is left was entered"
+        handled(self._token)
         self._ended(self, error)
         return isinstance(error, Exception)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from enum import Enum
+from operator import attrgetter
+from typing import Any, Final
 
 from aiostore.consumer.group import Progress, partition_of
 from aiostore.consumer.parked import Marker, Row
@@ -50,7 +51,7 @@ class Share:
         return count - len(window)
 
     def progress(self) -> Progress:
-        """How far it has come; after `advance`."""
+        """How far it has come."""
         position = self.window[0] - 1 if self.window else self.taken
         handled = sorted(self.done)
         if self.handled_before:
@@ -59,13 +60,11 @@ class Share:
         return Progress(position, handled)
 
 
-class LaneState(Enum):
-    """What becomes of a lane next."""
-
-    IDLE = "there is nothing to do"
-    READY = "it waits for somebody who works at it"
-    BUSY = "somebody works at it"
-    WAITING = "it waits before it is tried again"
+# What becomes of a lane next. (Plain numbers: members of an Enum take several times as long to get at.)
+IDLE: Final = 0  # there is nothing to do
+READY: Final = 1  # it waits for somebody who works at it
+BUSY: Final = 2  # somebody works at it
+WAITING: Final = 3  # it waits before it is tried again
 
 
 class Lane:
@@ -77,11 +76,14 @@ class Lane:
         self.key = key
         self.share = share
         self.events: deque[Event] = deque()
-        self.state = LaneState.IDLE
+        self.state = IDLE
         self.attempts_count = 0
         """How often the first of the events was tried."""
         self.parked: Marker | None = None
         self.timer: asyncio.TimerHandle | None = None
+
+
+_data_of: Callable[[Event], Any] = attrgetter("_data")
 
 
 class Lanes:
@@ -115,7 +117,9 @@ class Lanes:
         self._lanes: dict[str, Lane] = {}
         self._markers: dict[str, Lane] = {}
         self._ready: deque[Lane] = deque()
+        self._unread: deque[Lane] = deque()  # ready, but their events must be read first
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._waking = False
         self._room: asyncio.Future[None] | None = None
 
     @property
@@ -152,6 +156,10 @@ class Lanes:
         share = self.shares[number]
         share.taken = max(share.taken, position)
         share.releasing = True
+        for lanes in (self._ready, self._unread):
+            for lane in [lane for lane in lanes if lane.share is share]:
+                lanes.remove(lane)
+                lane.state = IDLE
 
     def _forget(self, lane: Lane) -> None:
         if lane.parked is None:
@@ -168,11 +176,7 @@ class Lanes:
 
     def progress(self) -> dict[int, Progress]:
         """How far each partition has come."""
-        self._advance()
         return {number: share.progress() for number, share in self.shares.items()}
-
-    def _advance(self) -> None:
-        self._window_count -= sum(share.advance() for share in self.shares.values())
 
     def take(self, events: Iterable[Event]) -> None:
         """Take the events that come next, in order, of all partitions; those of others, or handled before, are left."""
@@ -202,23 +206,23 @@ class Lanes:
             lane.events.append(event)
             window_count += 1
             queued_count += 1
-            if lane.state is LaneState.IDLE:
-                lane.state = LaneState.READY
+            if lane.state == IDLE:
+                lane.state = READY
                 ready.append(lane)
         self._window_count += window_count
         self.queued_count += queued_count
-        self._wake(len(ready))
+        if ready:
+            self._wake()
         if len(lanes) > LANES_MAX:
             self._tidy()
 
     def _tidy(self) -> None:
-        self._lanes = {
-            key: lane for key, lane in self._lanes.items() if lane.parked or lane.state is not LaneState.IDLE
-        }
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.parked or lane.state != IDLE}
 
     def expect(self, events: Sequence[Event]) -> None:
         """The next batch will be like this one: fewer of it may wait if it is large."""
-        size = sum(len(memoryview(event._data)) for event in events)
+        views: Iterable[Any] = map(memoryview, map(_data_of, events))
+        size = sum(map(len, views))
         self._queued_max = max(1, min(self._window_max, QUEUED_BYTES_MAX * len(events) // max(1, size)))
 
     async def room(self) -> None:
@@ -231,8 +235,6 @@ class Lanes:
                 self._room = None
 
     def _has_room(self) -> bool:
-        if self._window_count >= self._window_max:
-            self._advance()
         return self._window_count < self._window_max and self.queued_count < self._queued_max
 
     def _make_room(self) -> None:
@@ -241,31 +243,43 @@ class Lanes:
 
     # --- what is worked at ---
 
-    async def next_lane(self) -> Lane | None:
-        """Wait for a lane that has an event to handle, which is the caller's until `give_back`; None when closed."""
-        while not self.closed:
-            if not self._ready:
-                await self._sleep()
-                continue
-            lane = self._ready.popleft()
-            share = lane.share
-            if share.releasing or share.number not in self.shares:
-                lane.state = LaneState.IDLE
-                continue
-            lane.state = LaneState.BUSY
-            share.running_count += 1
-            self.busy_count += 1
-            if lane.parked is None or lane.events:
+    def begin(self) -> Lane | None:
+        """A lane that has an event to handle, the caller's until `give_back`; None if there is none just now."""
+        ready = self._ready
+        while ready and not self.closed:
+            lane = ready.popleft()
+            if lane.events:
+                lane.state = BUSY
+                lane.share.running_count += 1
+                self.busy_count += 1
+                if ready and self._idle:
+                    self._wake()
                 return lane
-            try:
-                await self._work_off(lane, lane.parked)
-            except BaseException:
-                self.give_back(lane)
-                raise
-            if lane.events and not share.releasing and not self.closed:
-                return lane
-            self.give_back(lane)
+            self._unread.append(lane)
         return None
+
+    async def next_lane(self) -> Lane | None:
+        """Wait for such a lane; None when closed."""
+        while not self.closed:
+            lane = self.begin()
+            if lane is not None:
+                return lane
+            if self._unread:
+                await self._read_parked(self._unread.popleft())
+            else:
+                await self._sleep()
+        return None
+
+    async def _read_parked(self, lane: Lane) -> None:
+        """Have the next of the parked events in the lane."""
+        assert lane.parked is not None
+        lane.state = BUSY
+        lane.share.running_count += 1
+        self.busy_count += 1
+        try:
+            await self._work_off(lane, lane.parked)
+        finally:
+            self.give_back(lane)
 
     async def _work_off(self, lane: Lane, marker: Marker) -> None:
         """Have the next of the parked events in the lane; where there are none any more, it is parked no longer."""
@@ -292,57 +306,75 @@ class Lanes:
             if future.cancelled() or not future.done():
                 self._idle.remove(future)
             else:  # it was woken for something that another must do now
-                self._wake(1)
+                self._wake()
             raise
 
-    def _wake(self, count: int) -> None:
-        while count > 0 and self._idle:
+    def _wake(self) -> None:
+        """Have one more who sleeps work, when the loop comes to it.
+
+        Whoever begins with a lane has the next one woken for the rest; while handlers do not wait, one does nearly all.
+        """
+        if self._idle and not self._waking:
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._wake_one)
+
+    def _wake_one(self) -> None:
+        self._waking = False
+        while self._idle and (self._ready or self._unread or self.closed):
             future = self._idle.popleft()
             if not future.done():
                 future.set_result(None)
-                count -= 1
+                if not self.closed:
+                    return
 
-    def done(self, lane: Lane, event: Event) -> None:
-        """The first event of the lane is handled."""
-        lane.events.popleft()
+    def done(self, lane: Lane, event: Event) -> bool:
+        """The first event of the lane is handled; returns whether to go on with it."""
+        events = lane.events
+        events.popleft()
         lane.attempts_count = 0
-        if lane.parked is not None:
+        share = lane.share
+        if lane.parked is None:
+            window = share.window
+            if window[0] == event.event_id:
+                window.popleft()
+                self._window_count -= 1 + (share.advance() if share.done else 0)
+            else:
+                share.done.add(event.event_id)
+            self.queued_count -= 1
+            if self._room is not None and self._has_room():
+                self._make_room()
+        else:
             lane.parked.passed(event)
             self.changed_rows[lane.key] = lane.parked.row
-            return
-        lane.share.done.add(event.event_id)
-        self.queued_count -= 1
-        if self._room is not None:
-            self._window_count -= lane.share.advance()
-            if self._has_room():
-                self._make_room()
+        return bool(events) and not (share.releasing or self.closed)
 
     def give_back(self, lane: Lane) -> None:
         """Nobody works at the lane any more."""
         share = lane.share
         share.running_count -= 1
         self.busy_count -= 1
-        if lane.state is LaneState.BUSY:
-            if lane.events or (lane.parked is not None and lane.parked.row.retry):
-                lane.state = LaneState.READY
+        if lane.state == BUSY:
+            wanted = lane.events or (lane.parked is not None and lane.parked.row.retry)
+            if wanted and not share.releasing:
+                lane.state = READY
                 self._ready.append(lane)
-                if self._idle:
-                    self._wake(1)
+                self._wake()
             else:
-                lane.state = LaneState.IDLE
-        if self.closed or (share.releasing and share.running_count == 0):
+                lane.state = IDLE
+        if self.closed or (share.releasing and not share.running_count):
             self._told()
 
     def wait(self, lane: Lane, seconds: float) -> None:
         """Try the first event of the lane again after so long."""
-        lane.state = LaneState.WAITING
+        lane.state = WAITING
         lane.timer = asyncio.get_running_loop().call_later(seconds, self._again, lane)
 
     def _again(self, lane: Lane) -> None:
         lane.timer = None
-        lane.state = LaneState.READY
-        self._ready.append(lane)
-        self._wake(1)
+        lane.state = IDLE if lane.share.releasing else READY
+        if lane.state == READY:
+            self._ready.append(lane)
+            self._wake()
 
     # --- what is parked ---
 
@@ -354,6 +386,7 @@ class Lanes:
             self._markers[lane.key] = lane
             self.queued_count -= len(lane.events)
             lane.share.done.update(event.event_id for event in lane.events)
+            self._window_count -= lane.share.advance()
         else:
             lane.parked.row = row
         lane.events.clear()
@@ -376,10 +409,10 @@ class Lanes:
             lane.parked.row.skipped = sorted({*lane.parked.row.skipped, *row.skipped})
             if key in self.changed_rows:
                 self.changed_rows[key] = lane.parked.row
-        if lane.parked.row.retry and lane.state is LaneState.IDLE:
-            lane.state = LaneState.READY
+        if lane.parked.row.retry and lane.state == IDLE:
+            lane.state = READY
             self._ready.append(lane)
-            self._wake(1)
+            self._wake()
 
     def close(self) -> None:
         """Give out nothing more; what is being worked at may be brought to its end."""
@@ -387,5 +420,5 @@ class Lanes:
         for lane in self._lanes.values():
             if lane.timer is not None:
                 lane.timer.cancel()
-        self._wake(len(self._idle))
+        self._wake_one()
         self._make_room()
