@@ -357,7 +357,8 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
             main.cancel()
             await finished(asyncio.wait([main]))
             raise
-        self._raise_if_ended()
+        if main.done():
+            main.result()
         return self
 
     async def __aexit__(
