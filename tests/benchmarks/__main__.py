@@ -30,6 +30,7 @@ from statistics import median
 
 from . import machine
 from .appending import LIMITS, batches, in_memory, many_tasks, one_at_a_time
+from .consuming import consuming
 from .contest import TASKS, Contest, Goal
 from .following import fan_out, live, streams_followed, sustained
 from .projections import projection_contests
@@ -62,6 +63,8 @@ def file_contests(scale: float) -> list[Contest]:
         in_memory(scaled(10_000)),
         *projection_contests(scale),
         typed_replay(scaled(200_000)),
+        consuming(10, scaled(200_000)),
+        consuming(1_000, scaled(200_000)),
     ]
 
 
