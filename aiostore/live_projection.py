@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-from bisect import bisect_right, insort
 from types import TracebackType
 from typing import Self
 
@@ -16,14 +14,9 @@ from aiostore.events import Event
 from aiostore.fanout import Fanout
 from aiostore.limits import check_number
 from aiostore.listeners import Listener, Listeners
-from aiostore.projection import Projection, S, logger
+from aiostore.projection import SEAM_EVENTS, Projection, S, logger
+from aiostore.waiting import Waiters
 from aiostore.worker import Worker
-
-SEAM_EVENTS = 500
-"""So few events behind the head, a projection goes live: appends that come meanwhile wait until it has had these."""
-
-_Waiter = tuple[int, int, asyncio.Future[None]]
-"""The event_id that is waited for, a number that no other waiter has, and what is done when the event is there."""
 
 
 class LiveProjection(Projection[S], AsyncResource):
@@ -48,13 +41,12 @@ class LiveProjection(Projection[S], AsyncResource):
     _seam = 0  # the head when it began to listen: what comes before is read, not listened to
     _pending: tuple[int, bytes] | None = None  # the newest snapshot that is not written yet
     _traceback: TracebackType | None = None  # of the error as it was raised: to raise it again adds to its own
-    _waiters: list[_Waiter]
-    _waiters_count = 0
+    _waiters: Waiters
 
     async def __aenter__(self) -> Self:
         if self._entry is not None:
             raise RuntimeError(f"projection {self._name!r} follows the store already")
-        self._waiters = []
+        self._waiters = Waiters()
         self._saver = self._saver or Worker(f"snapshots of projection {self._name!r}", self._save_pending, self._saved)
         entry = self._entry = object()
         try:
@@ -85,7 +77,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        self._wake(self._stopped("it was closed"))
+        self._waiters.wake(self.position, self._stopped("it was closed"))
 
     @property
     def is_live(self) -> bool:
@@ -141,29 +133,7 @@ class LiveProjection(Projection[S], AsyncResource):
             raise self._error.with_traceback(self._traceback)
         if self._entry is None:
             raise self._stopped('it follows only within "async with"')
-        self._waiters_count += 1
-        waiter = (event_id, self._waiters_count, asyncio.get_running_loop().create_future())
-        insort(self._waiters, waiter)
-        try:
-            await waiter[2]
-        except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):  # it was woken in this very moment
-                self._waiters.remove(waiter)
-            raise
-
-    def _wake(self, error: BaseException | None = None) -> None:
-        """Let those go whose event is there, or all of them with an error."""
-        due = bisect_right(self._waiters, self.position, key=lambda waiter: waiter[0])
-        count = len(self._waiters) if error else due
-        woken, self._waiters[:count] = self._waiters[:count], []
-        for number, (_, _, future) in enumerate(woken):
-            if future.done():
-                continue
-            if error is None or number < due:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-                future.exception()  # one that is cancelled in this very moment will not look at it
+        await self._waiters.wait(event_id)
 
     def _stopped(self, reason: str) -> ProjectionStopped:
         return ProjectionStopped(self._name, self.position, reason)
@@ -174,7 +144,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if not isinstance(reason, Exception):
             reason = self._stopped("it was cancelled; catch_up() goes on")
         self._error, self._traceback = reason, reason.__traceback__
-        self._wake(reason)
+        self._waiters.wake(self.position, reason)
 
     # --- from history to what is live ---
 
@@ -220,7 +190,7 @@ class LiveProjection(Projection[S], AsyncResource):
     def _look_around(self) -> bool:
         """Between events: wake who waits for them; whether to take more."""
         if self._waiters:
-            self._wake()
+            self._waiters.wake(self.position)
         return self._entry is not None
 
     async def _take_commits(self, events: list[Event]) -> None:
@@ -245,7 +215,7 @@ class LiveProjection(Projection[S], AsyncResource):
             fold.going_on = None
             self._turn.give_back()
         if self._waiters:
-            self._wake()
+            self._waiters.wake(self.position)
 
     # --- snapshots in the background ---
 

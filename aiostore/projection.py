@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import reprlib
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
+from aiostore.brief import brief
 from aiostore.drafts import check_name
 from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.events import Event
@@ -18,65 +17,20 @@ from aiostore.query import Query
 from aiostore.reader import check_query
 from aiostore.snapshots import SnapshotCodec, Unfit
 from aiostore.store import EventStore
+from aiostore.waiting import Turn
 
 NAME_BYTES_MAX = 200
 
 SLICE_EVENTS = 500
 """After so many events, plain handlers give way to other tasks."""
 
+SEAM_EVENTS = 500
+"""So few events behind, a projection goes live, or its rebuilt version takes over: what comes meanwhile waits."""
+
 S = TypeVar("S")
 H = TypeVar("H", bound=StateHandler[Any])
 
 logger = logging.getLogger("aiostore")
-
-_repr = reprlib.Repr()
-_repr.maxdict = _repr.maxlist = _repr.maxset = 8
-_repr.maxstring = _repr.maxother = 200
-
-
-def _brief(state: Any) -> str:
-    """A repr that looks only at the first few elements of a state, however large."""
-    if isinstance(state, dict | list | set | tuple):
-        if type(state) in (dict, list, set, tuple):
-            return _repr.repr(state)
-        return f"<{type(state).__qualname__} of {len(state)}>"  # a Counter, say
-    names = getattr(state, "__struct_fields__", getattr(state, "__dataclass_fields__", None))
-    if names is None:
-        return _repr.repr(state)
-    return f"{type(state).__qualname__}({', '.join(f'{name}={_brief(getattr(state, name, None))}' for name in names)})"
-
-
-class _Turn:
-    """One task at a time works on a projection; one that comes again while it does would wait for itself."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._task: asyncio.Task[Any] | None = None
-
-    @property
-    def mine(self) -> bool:
-        """Whether the current task has the turn: it runs in a handler."""
-        return self._task is not None and self._task is asyncio.current_task()
-
-    async def take(self, task: asyncio.Task[Any] | None) -> None:
-        """Wait for the turn, for this task, which is the current one."""
-        if self._task is not None and self._task is task:
-            raise RuntimeError("a handler cannot wait for its own projection: it would wait for itself")
-        await self._lock.acquire()
-        self._task = task
-
-    def give_back(self) -> None:
-        """Let the next one work."""
-        self._task = None
-        self._lock.release()
-
-    async def __aenter__(self) -> None:
-        await self.take(asyncio.current_task())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.give_back()
 
 
 class Projection(Generic[S]):
@@ -153,7 +107,7 @@ class Projection(Generic[S]):
         self._saved_position = 0
         self._saving = asyncio.Lock()
         self._snapshots_due_count = 0
-        self._turn = _Turn()
+        self._turn = Turn()
         self._error: BaseException | None = None
         if self._interval is not None:
             self._encode(verify=True)  # better now than at the first one that is due
@@ -365,6 +319,6 @@ class Projection(Generic[S]):
         return f"projection/{self._name}"
 
     def __repr__(self) -> str:
-        state = _brief(self.state)
+        state = brief(self.state)
         error = f" error={self._error!r}" if self._error else ""
         return f"<{type(self).__name__} {self._name!r} position={self.position} state={state}{error}>"
