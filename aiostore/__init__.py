@@ -1,5 +1,6 @@
 """aiostore: an event store that lives in the event loop."""
 
+from aiostore.database_projection import Checkpoint, DatabaseProjection, Target
 from aiostore.engine import Engine
 from aiostore.errors import (
     AppendConditionFailed,
@@ -10,6 +11,7 @@ from aiostore.errors import (
     IdempotencyConflict,
     InvalidEvent,
     OutcomeUnknown,
+    ProjectionConflict,
     ProjectionStopped,
     SlowSubscriber,
     StateConflict,
@@ -55,6 +57,9 @@ __all__ = [  # noqa: RUF022 (grouped)
     # what is made of events
     "Projection",
     "LiveProjection",
+    "DatabaseProjection",
+    "Target",
+    "Checkpoint",
     "reconstruct_state",
     # errors
     "EventStoreError",
@@ -70,6 +75,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     "OutcomeUnknown",
     "SlowSubscriber",
     "ProjectionStopped",
+    "ProjectionConflict",
     "StateConflict",
     "EngineUnavailable",
     "EngineUnsupported",

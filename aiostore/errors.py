@@ -97,6 +97,10 @@ class ProjectionStopped(EventStoreError):
         return f"projection {self.name!r} is at event {self.position} and goes no further: {self.reason}"
 
 
+class ProjectionConflict(ProjectionStopped):
+    """Another process has moved this projection on, and what this one did was undone. `catch_up` goes on from there."""
+
+
 class StoreClosed(EventStoreError):
     """The store is not open: not yet, or not any more."""
 

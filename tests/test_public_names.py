@@ -35,6 +35,9 @@ NAMES = {
     # what is made of events
     "Projection",
     "LiveProjection",
+    "DatabaseProjection",
+    "Target",
+    "Checkpoint",
     "reconstruct_state",
     # errors
     "EventStoreError",
@@ -50,6 +53,7 @@ NAMES = {
     "OutcomeUnknown",
     "SlowSubscriber",
     "ProjectionStopped",
+    "ProjectionConflict",
     "StateConflict",
     "EngineUnavailable",
     "EngineUnsupported",
@@ -64,6 +68,9 @@ MEMBERS = {
     "Listener": "close error",
     "Projection": "name state position lag error when catch_up save_snapshot load_snapshot",
     "LiveProjection": "is_live catch_up wait_for aclose",
+    "DatabaseProjection": "name position lag error is_live when catch_up wait_for aclose",
+    "Target": "load begin save",
+    "Checkpoint": "position mark",
     "StreamAppend": "stream_id events expected_version",
     "NewEvent": "event_type data metadata tags",
     "QueryItem": "types tags stream_prefix",
