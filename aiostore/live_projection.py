@@ -14,8 +14,8 @@ from aiostore.events import Event
 from aiostore.fanout import Fanout
 from aiostore.limits import check_number
 from aiostore.listeners import Listener, Listeners
-from aiostore.projection import SEAM_EVENTS, Projection, S, logger
-from aiostore.waiting import Waiters
+from aiostore.projection import Projection, S, logger
+from aiostore.waiting import SEAM_EVENTS, Waiters
 from aiostore.worker import Worker
 
 
@@ -40,6 +40,7 @@ class LiveProjection(Projection[S], AsyncResource):
     _saver: Worker | None = None
     _seam = 0  # the head when it began to listen: what comes before is read, not listened to
     _pending: tuple[int, bytes] | None = None  # the newest snapshot that is not written yet
+    _effects_pending = False  # whether effects were had since that was last written
     _traceback: TracebackType | None = None  # of the error as it was raised: to raise it again adds to its own
     _waiters: Waiters
 
@@ -67,6 +68,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if not self._in_handler():
             async with self._turn:
                 pass
+            self._begin_to_save_effects()
             if self._saver is not None:
                 await self._saver.drain()
 
@@ -217,7 +219,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if self._waiters:
             self._waiters.wake(self.position)
 
-    # --- snapshots in the background ---
+    # --- snapshots, and how far effects have come, in the background ---
 
     async def _snapshot_due(self) -> None:
         if self._listener is None:
@@ -228,11 +230,25 @@ class LiveProjection(Projection[S], AsyncResource):
             self._pending = self.position, value
             self._saver.start()
 
+    async def _effects_had(self) -> None:
+        if self._listener is None:
+            await super()._effects_had()
+        else:
+            self._begin_to_save_effects()
+
+    def _begin_to_save_effects(self) -> None:
+        if self._effects.unsaved and self._saver is not None:
+            self._effects_pending = True
+            self._saver.start()
+
     async def _save_pending(self) -> None:
-        while self._pending is not None:
-            position, value = self._pending
-            self._pending = None
-            await self._save_or_warn(position, value)
+        while self._effects_pending or self._pending is not None:
+            self._effects_pending = False
+            await super()._effects_had()
+            if self._pending is not None:
+                position, value = self._pending
+                self._pending = None
+                await self._save_or_warn(position, value)
 
     def _saved(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -5,8 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from bisect import bisect_right, insort
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
+
+SEAM_EVENTS = 500
+"""So few events behind, a projection goes live, or its rebuilt version takes over: what comes meanwhile waits."""
+
+
+async def draw_near(step: Callable[[], Awaitable[None]], behind: Callable[[], int]) -> None:
+    """Step until few events lie between, or no fewer than before: then appends are faster, and have to wait."""
+    left = behind()
+    while left > SEAM_EVENTS:
+        before = left
+        await step()
+        left = behind()
+        if left >= before:
+            return
 
 
 class Turn:

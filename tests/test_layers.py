@@ -38,6 +38,7 @@ LAYERS: dict[int, list[str]] = {
     4: [
         "brief",
         "waiting",
+        "effects",
         "fold",
         "snapshots",
         "projection",

@@ -22,7 +22,7 @@ from aiostore import (
     StoreClosed,
     StreamAppend,
 )
-from aiostore.projection import SEAM_EVENTS
+from aiostore.waiting import SEAM_EVENTS
 from tests.conformance import engine_of, reopen
 from tests.conformance.accounts import live_balances, open_accounts
 from tests.conftest import OpenStore
