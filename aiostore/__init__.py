@@ -24,6 +24,7 @@ from aiostore.errors import (
 )
 from aiostore.events import END, NO_STREAM, STREAM_EXISTS, Event, NewEvent, StreamAppend
 from aiostore.fold import reconstruct_state
+from aiostore.keyed_projection import KeyedProjection
 from aiostore.limits import Limits
 from aiostore.listeners import Listener
 from aiostore.live_projection import LiveProjection
@@ -57,6 +58,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     # what is made of events
     "Projection",
     "LiveProjection",
+    "KeyedProjection",
     "DatabaseProjection",
     "Target",
     "Checkpoint",

@@ -93,7 +93,7 @@ def check_handlers(handlers: Mapping[str, H]) -> dict[str, H]:
     return {check_handler(event_type, handler): handler for event_type, handler in handlers.items()}
 
 
-def read_as_of(store: EventStore, moment: int | datetime, query: Query | None) -> Reader:
+def read_as_of(store: EventStore, moment: int | datetime, query: Query | None = None) -> Reader:
     """The events up to an event_id, or up to an aware datetime, those of that very id or timestamp included."""
     if isinstance(moment, datetime):
         return store.read_all(until=_after(moment), query=query)

@@ -81,6 +81,9 @@ class KeptProjection(AsyncResource):
         Where it raises, nothing of it counts: `HandlerFailed` for what a handler raised.
         """
 
+    def _begin(self) -> None:
+        """It is loaded, and about to take events: the last moment to raise."""
+
     async def _tidy(self) -> bool:
         """Do a bounded part of what is left to do when all events are taken; whether there is more."""
         return False
@@ -200,6 +203,7 @@ class KeptProjection(AsyncResource):
         try:
             if not self._loaded:
                 await self._load_anew()
+            self._begin()
             reader = self._store.read_all(after=self._position, query=self._query)
             async for events in reader.batches(self._batch_events):
                 await self._take(events)

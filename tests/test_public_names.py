@@ -35,6 +35,7 @@ NAMES = {
     # what is made of events
     "Projection",
     "LiveProjection",
+    "KeyedProjection",
     "DatabaseProjection",
     "Target",
     "Checkpoint",
@@ -66,7 +67,8 @@ MEMBERS = {
     "Reader": "batches to_list head version",
     "Subscription": "batches position lag is_live statistics aclose",
     "Listener": "close error",
-    "Projection": "name state position lag error when catch_up save_snapshot load_snapshot",
+    "Projection": "name state position lag error when effect catch_up rebuild as_of save_snapshot load_snapshot",
+    "KeyedProjection": "name position lag error is_live when get items as_of rebuild catch_up wait_for aclose",
     "LiveProjection": "is_live catch_up wait_for aclose",
     "DatabaseProjection": "name position lag error is_live when catch_up wait_for aclose",
     "Target": "load begin save",
