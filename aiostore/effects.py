@@ -53,12 +53,13 @@ class Effects(Generic[S]):
             self.due = None
             self.unsaved = True
 
-    def check_new(self, event_type: str, position: int) -> None:
-        """Raise unless an effect of this type can be registered now."""
+    def add(self, event_type: str, handler: EffectHandler[S], position: int) -> None:
+        """Register an effect, where the state is still at no event: at that ``position``."""
         if event_type in self.handlers:
             raise ValueError(f"projection {self._name!r} has an effect for {event_type!r} already")
         if position:
             raise RuntimeError(f"projection {self._name!r} is at event {position}: register its effects first")
+        self.handlers[event_type] = handler
 
     # --- how far they have come is kept, as a state without a value: its position says it ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +29,21 @@ def check_handler(event_type: object, handler: object) -> str:
     return check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
 
 
+def add_handler(
+    handlers: dict[str, H], passed: Container[str], event_type: str, handler: H, *, name: str, position: int
+) -> None:
+    """Register one handler for a type of which no events were passed over, for the projection of that name."""
+    event_type = check_handler(event_type, handler)
+    if event_type in handlers:
+        raise ValueError(f"projection {name!r} has a handler for {event_type!r} already")
+    if event_type in passed:
+        raise RuntimeError(
+            f"projection {name!r} passed over the events of type {event_type!r} up to event {position}: "
+            "register its handlers first"
+        )
+    handlers[event_type] = handler
+
+
 class Fold(Generic[S]):
     """A state and how far it has come. ``handlers``: by event type; what has none is passed over."""
 
@@ -52,7 +67,8 @@ class Fold(Generic[S]):
 
         Where an effect does, its event was taken, and the effect is due.
         """
-        handlers, effects = self.handlers, self.effects
+        handlers = self.handlers
+        effects = self.effects if self.effects is not None and self.effects.handlers else None
         awaited = False
         for event in events:
             handler = handlers.get(event.event_type)

@@ -12,9 +12,9 @@ from typing import Any, Self
 from anyio.abc import AsyncResource
 
 from aiostore.drafts import check_name
-from aiostore.errors import EventStoreError, ProjectionStopped, StoreClosed
+from aiostore.errors import EngineUnsupported, EventStoreError, ProjectionStopped, StoreClosed
 from aiostore.events import Event
-from aiostore.fold import check_handler
+from aiostore.fold import add_handler
 from aiostore.limits import check_number
 from aiostore.listeners import Listener
 from aiostore.projection import NAME_BYTES_MAX
@@ -30,6 +30,9 @@ PASSED_EVENTS_MAX = 10_000
 BACKOFF_S = 0.1
 BACKOFF_S_MAX = 30.0
 """A step that failed is tried again after so long, doubled each time, up to the second of these."""
+
+_FINAL = (ProjectionStopped, StoreClosed, EngineUnsupported)
+"""What does not get better when it is tried again."""
 
 logger = logging.getLogger("aiostore")
 
@@ -117,15 +120,7 @@ class KeptProjection(AsyncResource):
         return self._listener is not None
 
     def _register(self, event_type: str, handler: Callable[..., Any]) -> None:
-        event_type = check_handler(event_type, handler)
-        if event_type in self._handlers:
-            raise ValueError(f"projection {self._name!r} has a handler for {event_type!r} already")
-        if event_type in self._passed:
-            raise RuntimeError(
-                f"projection {self._name!r} passed over the events of type {event_type!r} up to event "
-                f"{self._position}: register its handlers first"
-            )
-        self._handlers[event_type] = handler
+        add_handler(self._handlers, self._passed, event_type, handler, name=self._name, position=self._position)
 
     async def catch_up(self) -> int:
         """Take all matching events up to the head as of now; returns how many. Stopped, it goes on, and follows again.
@@ -282,7 +277,10 @@ class KeptProjection(AsyncResource):
                     await self._read_on(lambda: self._listener is not None)
             except Exception as error:
                 failures_count = 1 if self._position > before else failures_count + 1
-                if isinstance(error, ProjectionStopped | StoreClosed) or failures_count >= self._attempts:
+                if (
+                    isinstance(error, ProjectionStopped | StoreClosed | EngineUnsupported)
+                    or failures_count >= self._attempts
+                ):
                     self._stop(error)
                     return
                 delay = min(BACKOFF_S * 2 ** (failures_count - 1), BACKOFF_S_MAX)

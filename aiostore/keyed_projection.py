@@ -59,8 +59,8 @@ class KeyedProjection(KeptProjection, Generic[S]):
     taken in one step. ``attempts``: see `DatabaseProjection`, as which it follows the store in ``async with``.
 
     Each step keeps the states that it changed and the position together (`Engine.save_states`): after a crash at any
-    moment, each event is in the states once, or comes again. What `get` and `items` give is kept, and of one position
-    for each state; it is yours, to change it changes nothing. Where another process runs it too, one of them gets
+    moment, each event is in the states once, or comes again. What `get` and `items` give is kept, never ahead of that;
+    it is your own, to change it changes nothing. Where another process runs it too, one of them gets
     `ProjectionConflict`. One that neither catches up nor follows reads what another process keeps, as of each call.
     A log that was set back, or other handlers, ``query`` or ``state_type`` than those that made the states (said in a
     log line): all are made anew from the first event.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from anyio.abc import AsyncResource
 
@@ -166,12 +167,15 @@ class LiveProjection(Projection[S], AsyncResource):
                     wait=True,
                     head=self._seam,
                     name=f"of projection {self._name!r}",
-                    in_bulk=not any(map(inspect.iscoroutinefunction, self._fold.handlers.values())),
+                    in_bulk=not any(map(inspect.iscoroutinefunction, self._all_handlers())),
                     ended=self._stop,
                 )
                 if self.position < self._seam:
                     fanout.listeners.call(self._listener)
         await self._reach(self._seam)
+
+    def _all_handlers(self) -> list[Callable[..., Any]]:
+        return [*self._fold.handlers.values(), *self._effects.handlers.values()]
 
     async def _approach(self) -> Fanout:
         """Read until few events lie before the head, or more than were just read: then appends are faster, and wait."""

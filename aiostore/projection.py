@@ -13,7 +13,7 @@ from aiostore.drafts import check_name
 from aiostore.effects import EffectHandler, Effects
 from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.events import Event
-from aiostore.fold import Fold, StateHandler, check_handler, check_handlers, check_initial, read_as_of
+from aiostore.fold import Fold, StateHandler, add_handler, check_handler, check_handlers, check_initial, read_as_of
 from aiostore.limits import check_number
 from aiostore.query import Query
 from aiostore.reader import check_query
@@ -154,15 +154,8 @@ class Projection(Generic[S]):
         """
         if handler is None:
             return lambda function: self.when(event_type, function)
-        event_type = check_handler(event_type, handler)
-        if event_type in self._fold.handlers:
-            raise ValueError(f"projection {self._name!r} has a handler for {event_type!r} already")
-        if event_type in self._fold.passed:
-            raise RuntimeError(
-                f"projection {self._name!r} passed over the events of type {event_type!r} up to event {self.position}: "
-                "register its handlers first"
-            )
-        self._fold.handlers[event_type] = handler
+        fold = self._fold
+        add_handler(fold.handlers, fold.passed, event_type, handler, name=self._name, position=fold.position)
         return handler
 
     @overload
@@ -184,9 +177,7 @@ class Projection(Generic[S]):
         """
         if handler is None:
             return lambda function: self.effect(event_type, function)
-        event_type = check_handler(event_type, handler)
-        self._effects.check_new(event_type, self.position)
-        self._effects.handlers[event_type] = handler
+        self._effects.add(check_handler(event_type, handler), handler, self.position)
         return handler
 
     async def catch_up(self) -> int:
@@ -290,7 +281,7 @@ class Projection(Generic[S]):
         if not engine.read_only and (self._interval is not None or await engine.load_state(self._key) is not None):
             value = self._codec.encode(made.state, self._query, frozenset(made.handlers), made.passed)
             await self._save(made.position, value)
-        made.effects, made.going_on = self._fold.effects, self._fold.going_on
+        made.effects = self._fold.effects
         made.taken_count = self._saved_count = self._fold.taken_count
         self._made_by = frozenset()
         self._fold = made

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiostore import (
+    EngineUnsupported,
     Event,
     EventStore,
     InvalidEvent,
@@ -191,6 +192,21 @@ async def test_one_that_takes_nothing_itself_reads_what_another_keeps(store: Eve
     assert await reader.get("a") == [-1, -3]
     assert await content(reader) == {"a": [-1, -3], "b": [-2]}
     assert (reader.position, reader.lag) == (3, 0)
+
+
+async def test_a_store_opened_to_read_serves_what_was_kept(store: EventStore) -> None:
+    await append(store, *"ab")
+    await noting(store).catch_up()
+    await append(store, "a")
+    if not engine_of(store).durable or engine_of(store).shared:
+        pytest.skip("this engine has no mode to read only")
+    async with EventStore(engine_of(store).location, mode="r") as reading, noting(reading) as projection:
+        assert await content(projection) == {"a": [1], "b": [2]}
+        with pytest.raises(EngineUnsupported):
+            await projection.wait_for(3)
+        assert not projection.is_live
+        assert await projection.get("a") == [1]
+        assert await projection.as_of("a", 3) == [1, 3]
 
 
 async def test_other_handlers_or_types_make_all_anew(store: EventStore, log: pytest.LogCaptureFixture) -> None:
