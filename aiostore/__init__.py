@@ -2,6 +2,7 @@
 
 from aiostore.consumer import Consumer, ConsumerStatistics, Delivery, Parked, Retry
 from aiostore.context import correlate
+from aiostore.database_projection import Checkpoint, DatabaseProjection, Target
 from aiostore.engine import Engine
 from aiostore.errors import (
     AppendConditionFailed,
@@ -16,6 +17,7 @@ from aiostore.errors import (
     InvalidEvent,
     NoEventTypes,
     OutcomeUnknown,
+    ProjectionConflict,
     ProjectionStopped,
     SlowSubscriber,
     StateConflict,
@@ -30,6 +32,7 @@ from aiostore.errors import (
 )
 from aiostore.events import END, NO_STREAM, STREAM_EXISTS, Event, NewEvent, StreamAppend
 from aiostore.fold import reconstruct_state
+from aiostore.keyed_projection import KeyedProjection
 from aiostore.limits import Limits
 from aiostore.listeners import Listener
 from aiostore.live_projection import LiveProjection
@@ -64,6 +67,10 @@ __all__ = [  # noqa: RUF022 (grouped)
     # what is made of events
     "Projection",
     "LiveProjection",
+    "KeyedProjection",
+    "DatabaseProjection",
+    "Target",
+    "Checkpoint",
     "reconstruct_state",
     # what handles events
     "Consumer",
@@ -95,6 +102,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     "Fenced",
     "ConsumerHalted",
     "ProjectionStopped",
+    "ProjectionConflict",
     "StateConflict",
     "EngineUnavailable",
     "EngineUnsupported",

@@ -6,13 +6,15 @@ event_id of the event that an event directly follows from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Union
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union
 
 if TYPE_CHECKING:
     from aiostore.events import Event
+
+T = TypeVar("T")
 
 CORRELATION_ID: Final = "correlation_id"
 CAUSATION_ID: Final = "causation_id"
@@ -33,6 +35,18 @@ With a list of events (which must not be changed meanwhile) see `following`.
 
 handled: Callable[[Token[Work]], None] = _work.reset
 """End what `handling` began; in the same context."""
+
+
+async def in_hand(event: Event, result: Awaitable[T]) -> T:
+    """Await what a handler, called with the event, has returned: what its body appends follows from the event.
+
+    A handler that is not awaited cannot append, and does not pay for this.
+    """
+    token = handling(event)
+    try:
+        return await result
+    finally:
+        handled(token)
 
 
 def following() -> dict[str, Any] | None:

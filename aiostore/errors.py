@@ -188,6 +188,10 @@ class ConsumerHalted(EventStoreError):
         )
 
 
+class ProjectionConflict(ProjectionStopped):
+    """Another process has moved this projection on, and what this one did was undone. `catch_up` goes on from there."""
+
+
 class StoreClosed(EventStoreError):
     """The store is not open: not yet, or not any more."""
 

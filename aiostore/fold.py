@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from aiostore.context import handled, handling
+from aiostore.context import in_hand
 from aiostore.drafts import check_name
+from aiostore.effects import Effects
 from aiostore.events import Event
 from aiostore.limits import EVENT_TYPE_BYTES_MAX, check_number
+from aiostore.query import Query
+from aiostore.reader import Reader
 from aiostore.store import EventStore
 from aiostore.timestamps import check_moment
 
 S = TypeVar("S")
+H = TypeVar("H", bound=Callable[..., Any])
 
 StateHandler = Callable[[S, Event], Awaitable[S | None] | S | None]
 """``handler(state, event)``, plain or async: changes the state, or returns the new one (None: it is still the same)."""
@@ -26,10 +30,25 @@ def check_handler(event_type: object, handler: object) -> str:
     return check_name(event_type, "event_type", EVENT_TYPE_BYTES_MAX)
 
 
+def add_handler(
+    handlers: dict[str, H], passed: Container[str], event_type: str, handler: H, *, name: str, position: int
+) -> None:
+    """Register one handler for a type of which no events were passed over, for the projection of that name."""
+    event_type = check_handler(event_type, handler)
+    if event_type in handlers:
+        raise ValueError(f"projection {name!r} has a handler for {event_type!r} already")
+    if event_type in passed:
+        raise RuntimeError(
+            f"projection {name!r} passed over the events of type {event_type!r} up to event {position}: "
+            "register its handlers first"
+        )
+    handlers[event_type] = handler
+
+
 class Fold(Generic[S]):
     """A state and how far it has come. ``handlers``: by event type; what has none is passed over."""
 
-    __slots__ = ("going_on", "handlers", "passed", "position", "state", "taken_count")
+    __slots__ = ("effects", "going_on", "handlers", "passed", "position", "state", "taken_count")
 
     def __init__(self, handlers: dict[str, StateHandler[S]], state: S) -> None:
         self.handlers = handlers
@@ -41,10 +60,16 @@ class Fold(Generic[S]):
         self.taken_count = 0
         self.going_on: Callable[[], bool] | None = None
         """Called between events, after each that was waited for; where it says False, no further one is taken."""
+        self.effects: Effects[S] | None = None
+        """What is done beside the state; None in a fold that only makes a state anew."""
 
     async def take(self, events: Sequence[Event]) -> None:
-        """Take the events, in order. Where a handler raises or is cancelled, that event is the next to be taken."""
+        """Take the events, in order. Where a handler raises or is cancelled, that event is the next to be taken.
+
+        Where an effect does, its event was taken, and the effect is due.
+        """
         handlers = self.handlers
+        effects = self.effects if self.effects is not None and self.effects.handlers else None
         awaited = False
         for event in events:
             handler = handlers.get(event.event_type)
@@ -55,21 +80,41 @@ class Fold(Generic[S]):
                 if result is not None:
                     if hasattr(result, "__await__"):  # isinstance(…, Awaitable) takes longer than most handlers
                         awaited = True
-                        # Its body begins here: what it appends follows from the event. One that is not awaited cannot
-                        # append, and does not pay for this.
-                        token = handling(event)
-                        try:
-                            result = await result
-                        finally:
-                            handled(token)
+                        result = await in_hand(event, result)
                     if result is not None:
                         self.state = result
             self.position = event.event_id
             self.taken_count += 1
+            if effects is not None and event.event_type in effects.handlers:
+                awaited = True
+                await effects.of(self.state, event)
             if awaited:
                 awaited = False
                 if self.going_on is not None and not self.going_on():
                     return
+
+    async def take_all(self, reader: Reader) -> None:
+        """Take what a reader has left."""
+        async for events in reader.batches():
+            await self.take(events)
+
+
+def check_initial(initial: object) -> None:
+    """TypeError if it is not a function that gives the first state."""
+    if not callable(initial):
+        raise TypeError(f"initial must be a function that gives the first state, such as lambda: 0, not {initial!r}")
+
+
+def check_handlers(handlers: Mapping[str, H]) -> dict[str, H]:
+    """The handlers themselves by event type, see `check_handler`."""
+    return {check_handler(event_type, handler): handler for event_type, handler in handlers.items()}
+
+
+def read_as_of(store: EventStore, moment: int | datetime, query: Query | None = None) -> Reader:
+    """The events up to an event_id, or up to an aware datetime, those of that very id or timestamp included."""
+    if isinstance(moment, datetime):
+        return store.read_all(until=_after(moment), query=query)
+    return store.read_all(up_to=check_number("moment", moment, 0), query=query)
 
 
 async def reconstruct_state(
@@ -89,22 +134,19 @@ async def reconstruct_state(
 
     Raises what a handler raises; ValueError for a naive datetime; what `EventStore.read_stream` raises.
     """
-    if not callable(initial):
-        raise TypeError(f"initial must be a function that gives the first state, such as lambda: 0, not {initial!r}")
-    checked = {check_handler(event_type, handler): handler for event_type, handler in handlers.items()}
-    fold = Fold(checked, initial())
+    check_initial(initial)
+    fold = Fold(check_handlers(handlers), initial())
     if isinstance(up_to, datetime):
-        check_moment("up_to", up_to)
-        reader = store.read_stream(stream_id, until=_just_after(up_to))
+        reader = store.read_stream(stream_id, until=_after(up_to, "up_to"))
     else:
         reader = store.read_stream(stream_id, to_version=None if up_to is None else check_number("up_to", up_to, 0))
-    async for events in reader.batches():
-        await fold.take(events)
+    await fold.take_all(reader)
     return fold.state
 
 
-def _just_after(moment: datetime) -> datetime | None:
-    """The next time that a timestamp can be; None if there is none."""
+def _after(moment: datetime, name: str = "moment") -> datetime | None:
+    """The next time that a timestamp can be, for what ends before it; None if there is none. ValueError if naive."""
+    check_moment(name, moment)
     try:
         return moment.astimezone(UTC) + datetime.resolution
     except OverflowError:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-from bisect import bisect_right, insort
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from anyio.abc import AsyncResource
 
@@ -17,13 +16,8 @@ from aiostore.fanout import Fanout
 from aiostore.limits import check_number
 from aiostore.listeners import Listener, Listeners
 from aiostore.projection import Projection, S, logger
+from aiostore.waiting import SEAM_EVENTS, Waiters
 from aiostore.worker import Worker
-
-SEAM_EVENTS = 500
-"""So few events behind the head, a projection goes live: appends that come meanwhile wait until it has had these."""
-
-_Waiter = tuple[int, int, asyncio.Future[None]]
-"""The event_id that is waited for, a number that no other waiter has, and what is done when the event is there."""
 
 
 class LiveProjection(Projection[S], AsyncResource):
@@ -47,14 +41,14 @@ class LiveProjection(Projection[S], AsyncResource):
     _saver: Worker | None = None
     _seam = 0  # the head when it began to listen: what comes before is read, not listened to
     _pending: tuple[int, bytes] | None = None  # the newest snapshot that is not written yet
+    _effects_pending = False  # whether effects were had since that was last written
     _traceback: TracebackType | None = None  # of the error as it was raised: to raise it again adds to its own
-    _waiters: list[_Waiter]
-    _waiters_count = 0
+    _waiters: Waiters
 
     async def __aenter__(self) -> Self:
         if self._entry is not None:
             raise RuntimeError(f"projection {self._name!r} follows the store already")
-        self._waiters = []
+        self._waiters = Waiters()
         self._saver = self._saver or Worker(f"snapshots of projection {self._name!r}", self._save_pending, self._saved)
         entry = self._entry = object()
         try:
@@ -75,6 +69,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if not self._in_handler():
             async with self._turn:
                 pass
+            self._begin_to_save_effects()
             if self._saver is not None:
                 await self._saver.drain()
 
@@ -85,7 +80,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        self._wake(self._stopped("it was closed"))
+        self._waiters.wake(self.position, self._stopped("it was closed"))
 
     @property
     def is_live(self) -> bool:
@@ -141,29 +136,7 @@ class LiveProjection(Projection[S], AsyncResource):
             raise self._error.with_traceback(self._traceback)
         if self._entry is None:
             raise self._stopped('it follows only within "async with"')
-        self._waiters_count += 1
-        waiter = (event_id, self._waiters_count, asyncio.get_running_loop().create_future())
-        insort(self._waiters, waiter)
-        try:
-            await waiter[2]
-        except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):  # it was woken in this very moment
-                self._waiters.remove(waiter)
-            raise
-
-    def _wake(self, error: BaseException | None = None) -> None:
-        """Let those go whose event is there, or all of them with an error."""
-        due = bisect_right(self._waiters, self.position, key=lambda waiter: waiter[0])
-        count = len(self._waiters) if error else due
-        woken, self._waiters[:count] = self._waiters[:count], []
-        for number, (_, _, future) in enumerate(woken):
-            if future.done():
-                continue
-            if error is None or number < due:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-                future.exception()  # one that is cancelled in this very moment will not look at it
+        await self._waiters.wait(event_id)
 
     def _stopped(self, reason: str) -> ProjectionStopped:
         return ProjectionStopped(self._name, self.position, reason)
@@ -174,7 +147,7 @@ class LiveProjection(Projection[S], AsyncResource):
         if not isinstance(reason, Exception):
             reason = self._stopped("it was cancelled; catch_up() goes on")
         self._error, self._traceback = reason, reason.__traceback__
-        self._wake(reason)
+        self._waiters.wake(self.position, reason)
 
     # --- from history to what is live ---
 
@@ -194,12 +167,15 @@ class LiveProjection(Projection[S], AsyncResource):
                     wait=True,
                     head=self._seam,
                     name=f"of projection {self._name!r}",
-                    in_bulk=not any(map(inspect.iscoroutinefunction, self._fold.handlers.values())),
+                    in_bulk=not any(map(inspect.iscoroutinefunction, self._all_handlers())),
                     ended=self._stop,
                 )
                 if self.position < self._seam:
                     fanout.listeners.call(self._listener)
         await self._reach(self._seam)
+
+    def _all_handlers(self) -> list[Callable[..., Any]]:
+        return [*self._fold.handlers.values(), *self._effects.handlers.values()]
 
     async def _approach(self) -> Fanout:
         """Read until few events lie before the head, or more than were just read: then appends are faster, and wait."""
@@ -220,7 +196,7 @@ class LiveProjection(Projection[S], AsyncResource):
     def _look_around(self) -> bool:
         """Between events: wake who waits for them; whether to take more."""
         if self._waiters:
-            self._wake()
+            self._waiters.wake(self.position)
         return self._entry is not None
 
     async def _take_commits(self, events: list[Event]) -> None:
@@ -245,9 +221,9 @@ class LiveProjection(Projection[S], AsyncResource):
             fold.going_on = None
             self._turn.give_back()
         if self._waiters:
-            self._wake()
+            self._waiters.wake(self.position)
 
-    # --- snapshots in the background ---
+    # --- snapshots, and how far effects have come, in the background ---
 
     async def _snapshot_due(self) -> None:
         if self._listener is None:
@@ -258,11 +234,25 @@ class LiveProjection(Projection[S], AsyncResource):
             self._pending = self.position, value
             self._saver.start()
 
+    async def _effects_had(self) -> None:
+        if self._listener is None:
+            await super()._effects_had()
+        else:
+            self._begin_to_save_effects()
+
+    def _begin_to_save_effects(self) -> None:
+        if self._effects.unsaved and self._saver is not None:
+            self._effects_pending = True
+            self._saver.start()
+
     async def _save_pending(self) -> None:
-        while self._pending is not None:
-            position, value = self._pending
-            self._pending = None
-            await self._save_or_warn(position, value)
+        while self._effects_pending or self._pending is not None:
+            self._effects_pending = False
+            await super()._effects_had()
+            if self._pending is not None:
+                position, value = self._pending
+                self._pending = None
+                await self._save_or_warn(position, value)
 
     def _saved(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

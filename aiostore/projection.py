@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import reprlib
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Generic, TypeVar, overload
 
+from aiostore.brief import brief
 from aiostore.drafts import check_name
+from aiostore.effects import EffectHandler, Effects
 from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.events import Event
-from aiostore.fold import Fold, StateHandler, check_handler
+from aiostore.fold import Fold, StateHandler, add_handler, check_handler, check_handlers, check_initial, read_as_of
 from aiostore.limits import check_number
 from aiostore.query import Query
 from aiostore.reader import check_query
 from aiostore.snapshots import SnapshotCodec, Unfit
 from aiostore.store import EventStore
+from aiostore.waiting import Turn, draw_near
 
 NAME_BYTES_MAX = 200
 
@@ -26,57 +28,9 @@ SLICE_EVENTS = 500
 
 S = TypeVar("S")
 H = TypeVar("H", bound=StateHandler[Any])
+E = TypeVar("E", bound=EffectHandler[Any])
 
 logger = logging.getLogger("aiostore")
-
-_repr = reprlib.Repr()
-_repr.maxdict = _repr.maxlist = _repr.maxset = 8
-_repr.maxstring = _repr.maxother = 200
-
-
-def _brief(state: Any) -> str:
-    """A repr that looks only at the first few elements of a state, however large."""
-    if isinstance(state, dict | list | set | tuple):
-        if type(state) in (dict, list, set, tuple):
-            return _repr.repr(state)
-        return f"<{type(state).__qualname__} of {len(state)}>"  # a Counter, say
-    names = getattr(state, "__struct_fields__", getattr(state, "__dataclass_fields__", None))
-    if names is None:
-        return _repr.repr(state)
-    return f"{type(state).__qualname__}({', '.join(f'{name}={_brief(getattr(state, name, None))}' for name in names)})"
-
-
-class _Turn:
-    """One task at a time works on a projection; one that comes again while it does would wait for itself."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._task: asyncio.Task[Any] | None = None
-
-    @property
-    def mine(self) -> bool:
-        """Whether the current task has the turn: it runs in a handler."""
-        return self._task is not None and self._task is asyncio.current_task()
-
-    async def take(self, task: asyncio.Task[Any] | None) -> None:
-        """Wait for the turn, for this task, which is the current one."""
-        if self._task is not None and self._task is task:
-            raise RuntimeError("a handler cannot wait for its own projection: it would wait for itself")
-        await self._lock.acquire()
-        self._task = task
-
-    def give_back(self) -> None:
-        """Let the next one work."""
-        self._task = None
-        self._lock.release()
-
-    async def __aenter__(self) -> None:
-        await self.take(asyncio.current_task())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.give_back()
 
 
 class Projection(Generic[S]):
@@ -139,21 +93,21 @@ class Projection(Generic[S]):
         self._codec = SnapshotCodec(state_type)
         if initial is dict and state_type is not None:
             initial = state_type
-        if not callable(initial):
-            raise TypeError(
-                f"initial must be a function that gives the first state, such as lambda: 0, not {initial!r}"
-            )
+        check_initial(initial)
+        self._initial = initial
         self._store = store
         self._query = check_query(query)
         self._interval = None if snapshot_interval is None else check_number("snapshot_interval", snapshot_interval, 1)
         self._fold: Fold[S] = Fold({}, initial())
+        self._fold.effects = self._effects = Effects[S](self._name)
+        self._rebuilding = False
         self._made_by: frozenset[str] = frozenset()  # the types whose handlers made the snapshot that was loaded
         self._load_due = self._interval is not None
         self._saved_count = 0  # how many events had been taken when the last snapshot was made
         self._saved_position = 0
         self._saving = asyncio.Lock()
         self._snapshots_due_count = 0
-        self._turn = _Turn()
+        self._turn = Turn()
         self._error: BaseException | None = None
         if self._interval is not None:
             self._encode(verify=True)  # better now than at the first one that is due
@@ -182,7 +136,7 @@ class Projection(Generic[S]):
 
     @property
     def error(self) -> BaseException | None:
-        """What stopped it, None if nothing did: what a handler raised at the first event behind `position`."""
+        """What stopped it, None if nothing did: what a handler raised behind `position`, or an effect at it."""
         return self._error
 
     @overload
@@ -200,15 +154,30 @@ class Projection(Generic[S]):
         """
         if handler is None:
             return lambda function: self.when(event_type, function)
-        event_type = check_handler(event_type, handler)
-        if event_type in self._fold.handlers:
-            raise ValueError(f"projection {self._name!r} has a handler for {event_type!r} already")
-        if event_type in self._fold.passed:
-            raise RuntimeError(
-                f"projection {self._name!r} passed over the events of type {event_type!r} up to event {self.position}: "
-                "register its handlers first"
-            )
-        self._fold.handlers[event_type] = handler
+        fold = self._fold
+        add_handler(fold.handlers, fold.passed, event_type, handler, name=self._name, position=fold.position)
+        return handler
+
+    @overload
+    def effect(self, event_type: str, handler: EffectHandler[S]) -> EffectHandler[S]: ...
+    @overload
+    def effect(self, event_type: str, handler: None = None) -> Callable[[E], E]: ...
+    def effect(self, event_type: str, handler: Any = None) -> Any:
+        """Have ``handler(state, event)`` do something beside the state, for each event of the type; also a decorator.
+
+        It is called after the state has taken the event, in order, and only for events that this projection (its name)
+        takes for the first time: not in `rebuild` or `as_of`, not where a state is restored or made again after a
+        restart, for which the store keeps how far the effects have come. **At least once**: after a crash, those come
+        again that were had since that was last kept, at most a few hundred events ago; what must not happen twice
+        takes ``event.event_id`` as its key. Where it raises, the projection stops with the event in the state;
+        `catch_up` goes on with that effect. A projection that has a snapshot from before it had effects begins with
+        the events behind it, any other with the first event.
+
+        One for each type, else ValueError; RuntimeError where events were taken already. Returns the handler.
+        """
+        if handler is None:
+            return lambda function: self.effect(event_type, function)
+        self._effects.add(check_handler(event_type, handler), handler, self.position)
         return handler
 
     async def catch_up(self) -> int:
@@ -232,6 +201,7 @@ class Projection(Generic[S]):
             raise RuntimeError(
                 f"projection {self._name!r} lacks the handlers that made its snapshot: {sorted(missing)}"
             )
+        await self._go_on_with_effects()
         count = fold.taken_count
         reader = self._store.read_all(after=fold.position, up_to=up_to, query=self._query)
         async for events in reader.batches():
@@ -255,7 +225,9 @@ class Projection(Generic[S]):
                 await fold.take(part)
             except Exception as error:
                 self._error = error
+                await self._effects_had()
                 raise
+            await self._effects_had()
             if self._interval is not None and fold.taken_count - self._saved_count >= self._interval:
                 self._saved_count = fold.taken_count
                 await self._snapshot_due()
@@ -264,6 +236,93 @@ class Projection(Generic[S]):
                 await asyncio.sleep(0)
                 if fold.going_on is not None and not fold.going_on():
                     return
+
+    # --- made anew ---
+
+    async def rebuild(self, handlers: Mapping[str, StateHandler[S]] | None = None) -> None:
+        """Make the state anew from the first event, beside this one, and then let it take this one's place.
+
+        ``handlers``: by event type, instead of those there are (None: the same). Meanwhile `state` is served and kept
+        up to date as before. When the new one is at most some hundred events behind, it takes these, and the switch is
+        one synchronous step: at any moment `state` is one that has every event up to `position` once. `effect`s are
+        not called. With ``snapshot_interval``, or where a snapshot is kept, one of the new state is saved just before.
+
+        Raises what a handler raises, and what a read or saving the snapshot does; then, and where it is cancelled, all
+        stays as it is. RuntimeError while another is under way, or in a handler of its own. A projection that stopped
+        stays stopped: rebuild it with handlers that do better, and call `catch_up`.
+        """
+        made: Fold[S] = Fold(
+            dict(self._fold.handlers) if handlers is None else check_handlers(handlers), self._initial()
+        )
+        if self._rebuilding:
+            raise RuntimeError(f"projection {self._name!r} is being rebuilt already")
+        self._rebuilding = True
+        try:
+            async with self._turn:
+                if self._load_due:
+                    await self._load_or_warn()
+            await draw_near(lambda: self._bring(made), lambda: self.position - made.position)
+            async with self._turn:
+                await self._bring(made)
+                await self._switch(made)
+        finally:
+            self._rebuilding = False
+
+    async def _bring(self, made: Fold[S]) -> None:
+        """Bring a fold to the position."""
+        position = self.position
+        await made.take_all(
+            self._store.read_all(after=made.position, up_to=max(position, made.position), query=self._query)
+        )
+        made.position = position
+
+    async def _switch(self, made: Fold[S]) -> None:
+        engine, _ = self._store._parts()
+        if not engine.read_only and (self._interval is not None or await engine.load_state(self._key) is not None):
+            value = self._codec.encode(made.state, self._query, frozenset(made.handlers), made.passed)
+            await self._save(made.position, value)
+        made.effects = self._fold.effects
+        made.taken_count = self._saved_count = self._fold.taken_count
+        self._made_by = frozenset()
+        self._fold = made
+
+    async def as_of(self, moment: int | datetime) -> S:
+        """The state as it was at an event_id or at a time, made anew of the events; this projection is not disturbed.
+
+        ``moment``: the events up to it, those of that very event_id or timestamp (an aware datetime) included, whether
+        this projection has come that far or not. `effect`s are not called.
+
+        Raises what a handler raises, ValueError for a naive datetime, and what `EventStore.read_all` raises.
+        """
+        fold: Fold[S] = Fold(dict(self._fold.handlers), self._initial())
+        await fold.take_all(read_as_of(self._store, moment, self._query))
+        return fold.state
+
+    # --- effects ---
+
+    async def _go_on_with_effects(self) -> None:
+        """Find out how far they have come, and have the one that is due; in one's turn."""
+        effects, fold = self._effects, self._fold
+        if effects.handlers:
+            engine, fanout = self._store._parts()
+            await effects.load(engine, fold.position, fanout.head)
+            try:
+                await effects.go_on(fold.state)
+            except Exception as error:
+                self._error = error
+                raise
+
+    async def _effects_had(self) -> None:
+        """Keep how far they have come, where that has changed."""
+        if self._effects.unsaved:
+            await self._save_effects_or_warn()
+
+    async def _save_effects_or_warn(self) -> None:
+        engine, _ = self._store._parts()
+        try:
+            await self._effects.save(engine, lambda: self.position)
+        except EventStoreError as error:
+            self._warn("without having kept which effects were had", error)
 
     # --- snapshots ---
 
@@ -323,6 +382,7 @@ class Projection(Generic[S]):
         engine, _ = self._store._parts()
         async with self._saving:
             if position >= self._saved_position:  # else a later one was faster
+                await self._effects.save(engine, lambda: self.position, position)  # never behind a snapshot
                 await engine.save_state(self._key, position, value)
                 self._saved_position = position
 
@@ -348,6 +408,8 @@ class Projection(Generic[S]):
             if not kept.fits:
                 raise Unfit("the log does not have the event that it was made at")
             state, made_by, passed = self._codec.decode(kept.value, self._query, fold.handlers)
+            if self._effects.handlers and not await self._effects.reach(engine, kept.position):
+                raise Unfit("it has events whose effects were not had")
         except Unfit as unfit:
             logger.warning(
                 "the snapshot of projection %r at event %d is discarded, its state is rebuilt from the events: %s",
@@ -357,6 +419,7 @@ class Projection(Generic[S]):
             )
             return False
         fold.state, fold.position, fold.passed = state, kept.position, passed
+        self._effects.due = None  # it comes again, or was had with the snapshot
         self._made_by, self._saved_count, self._saved_position = made_by, fold.taken_count, 0
         return True
 
@@ -365,6 +428,6 @@ class Projection(Generic[S]):
         return f"projection/{self._name}"
 
     def __repr__(self) -> str:
-        state = _brief(self.state)
+        state = brief(self.state)
         error = f" error={self._error!r}" if self._error else ""
         return f"<{type(self).__name__} {self._name!r} position={self.position} state={state}{error}>"

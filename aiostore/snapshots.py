@@ -42,12 +42,9 @@ class SnapshotCodec:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_dump)
         self._decoder = msgspec.msgpack.Decoder(Any if state_type is None else state_type, dec_hook=_restore)
 
-    def encode(
-        self, state: Any, query: Query | None, handled: frozenset[str], passed: set[str], *, verify: bool = True
-    ) -> bytes:
-        """A snapshot of the state.
+    def encode_state(self, state: Any, *, verify: bool = True) -> bytes:
+        """The state alone, for `decode_state`.
 
-        It was made of the events of the query; of those that came, some are of types handled, the others were passed.
         To ``verify`` takes longer: the state is decoded and compared, and TypeError names what would not come back.
         """
         try:
@@ -60,31 +57,56 @@ class SnapshotCodec:
                 f"the state would not come back from a snapshot as it is: state{difference}; give its type as "
                 "state_type, or keep it in plain values"
             )
+        return piece
+
+    def decode_state(self, piece: bytes) -> Any:
+        """The state that `encode_state` was given."""
+        return self._decoder.decode(piece)
+
+    def encode(
+        self, state: Any, query: Query | None, handled: frozenset[str], passed: set[str], *, verify: bool = True
+    ) -> bytes:
+        """A snapshot of the state, see `encode_state` and `wrap`."""
+        return self.wrap(self.encode_state(state, verify=verify), query, handled, passed)
+
+    def wrap(self, piece: bytes, query: Query | None, handled: frozenset[str], passed: set[str]) -> bytes:
+        """What is encoded, and what it was made of: events of the query.
+
+        Of those that came, some are of types handled, the others were passed.
+        """
         return msgspec.msgpack.encode(_Snapshot(self._fingerprint, _key(query), handled, passed, msgspec.Raw(piece)))
 
     def decode(
         self, value: bytes, query: Query | None, handlers: Collection[str]
     ) -> tuple[Any, frozenset[str], set[str]]:
-        """The state, and the types handled and passed; `Unfit` if a replay with handlers of these types gives another.
+        """The state of a snapshot, and the types handled and passed; `Unfit` as in `unwrap`."""
+        piece, handled, passed = self.unwrap(value, query, handlers)
+        try:
+            return self.decode_state(piece), handled, passed
+        except Exception as error:  # what a state_type of its own makes of it
+            raise Unfit(f"it cannot be read: {error!r}") from error
 
-        Where there are no handlers, they are still to come: what made the snapshot is taken for right.
+    def unwrap(
+        self, value: bytes, query: Query | None, handlers: Collection[str]
+    ) -> tuple[bytes, frozenset[str], set[str]]:
+        """What was wrapped, and the types handled and passed.
+
+        `Unfit` if a replay with handlers of these types gives another. Where there are no handlers, they are still to
+        come: what made the snapshot is taken for right.
         """
         try:
             snapshot = msgspec.msgpack.decode(value, type=_Snapshot)
-            if snapshot.state_type != self._fingerprint:
-                raise Unfit("its state_type is another")
-            if snapshot.query != _key(query):
-                raise Unfit("its query is another")
-            missing, new = snapshot.handled.difference(handlers), snapshot.passed.intersection(handlers)
-            if handlers and (missing or new):
-                differ = " and ".join(sorted(missing | new))
-                raise Unfit(f"the handlers of {differ} are {'not there any more' if missing else 'new'}")
-            state = self._decoder.decode(snapshot.state)
-        except Unfit:
-            raise
-        except Exception as error:  # what a state_type of its own makes of it
+        except Exception as error:
             raise Unfit(f"it cannot be read: {error!r}") from error
-        return state, snapshot.handled, snapshot.passed
+        if snapshot.state_type != self._fingerprint:
+            raise Unfit("its state_type is another")
+        if snapshot.query != _key(query):
+            raise Unfit("its query is another")
+        missing, new = snapshot.handled.difference(handlers), snapshot.passed.intersection(handlers)
+        if handlers and (missing or new):
+            differ = " and ".join(sorted(missing | new))
+            raise Unfit(f"the handlers of {differ} are {'not there any more' if missing else 'new'}")
+        return bytes(snapshot.state), snapshot.handled, snapshot.passed
 
 
 def _key(query: Query | None) -> str:

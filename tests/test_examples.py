@@ -83,7 +83,14 @@ def flights() -> None:
 
 def test_no_example_is_left_out() -> None:
     programs = {path.name for path in EXAMPLES.glob("*.py")} - NOT_PROGRAMS
-    assert programs == {"quickstart.py", "checkout.py", "flights.py", "web.py"}
+    assert programs == {
+        "quickstart.py",
+        "checkout.py",
+        "flights.py",
+        "web.py",
+        "orders_sqlite.py",
+        "orders_sqlalchemy.py",
+    }
 
 
 def test_the_quickstart_shows_both_events_twice() -> None:
@@ -132,3 +139,16 @@ def test_flights_killed_and_started_again_come_to_the_same_table(tmp_path: Path)
     assert any(killed), "the runs were over before they could be killed"
     assert run_example("flights.py", str(store), "--limit", str(FLIGHTS)) == undisturbed
     assert events_stored(store) == total
+
+
+def test_orders_killed_and_started_again_are_each_in_the_table_once(tmp_path: Path) -> None:
+    command = [*PYTHON, str(EXAMPLES / "orders_sqlite.py"), str(tmp_path / "orders"), "--orders", "400"]
+    for lines in (3, 50, 120):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                assert "in the table" in process.stdout.readline()
+            process.kill()
+    printed = run_example("orders_sqlite.py", str(tmp_path / "orders"), "--orders", "400")
+    assert "these are the 400 orders of the log, each of them once" in printed
+    assert printed.count(" is stored, ") < 400

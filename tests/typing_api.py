@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,9 @@ from aiostore import (
     STREAM_EXISTS,
     AppendCondition,
     AppendConditionFailed,
+    Checkpoint,
     ConcurrencyConflict,
+    DatabaseProjection,
     Engine,
     EngineUnavailable,
     EngineUnsupported,
@@ -29,11 +33,14 @@ from aiostore import (
     EventTypes,
     IdempotencyConflict,
     InvalidEvent,
+    KeyedProjection,
     Limits,
     Listener,
+    LiveProjection,
     NewEvent,
     NoEventTypes,
     OutcomeUnknown,
+    Projection,
     Query,
     QueryItem,
     Reader,
@@ -46,6 +53,7 @@ from aiostore import (
     StreamAppend,
     Subscription,
     SubscriptionStatistics,
+    Target,
     UnknownEventType,
     UnknownEventVersion,
     WrongLoop,
@@ -289,3 +297,77 @@ def limits_and_sentinels() -> None:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)  # noqa: E731
     EventStore(clock=clock)
     Limits(1024)  # type: ignore[call-arg]
+
+
+class SQLite:
+    async def load(self, name: str) -> Checkpoint | None:
+        raise NotImplementedError
+
+    def begin(self) -> AbstractAsyncContextManager[sqlite3.Connection]:
+        raise NotImplementedError
+
+    async def save(
+        self, transaction: sqlite3.Connection, name: str, checkpoint: Checkpoint, previous: Checkpoint | None
+    ) -> bool:
+        raise NotImplementedError
+
+
+async def projecting(store: EventStore) -> None:
+    projection = Projection("p", store, state_type=ItemAdded)
+    assert_type(projection, Projection[ItemAdded])
+
+    @projection.when("T")
+    def take(state: ItemAdded, event: Event) -> None: ...
+
+    @projection.effect("T")
+    async def send(state: ItemAdded, event: Event) -> None: ...
+
+    projection.effect("U", lambda state, event: print(state.sku))
+    projection.effect("V", 5)  # type: ignore[call-overload]
+    assert_type(await projection.as_of(5), ItemAdded)
+    await projection.as_of(datetime.now(UTC))
+    await projection.as_of("5")  # type: ignore[arg-type]
+    assert_type(await projection.rebuild(), None)
+    await projection.rebuild({"T": take})
+    await projection.rebuild(handlers={"T": 5})  # type: ignore[dict-item]
+    assert_type(await LiveProjection("p", store, initial=list[int]).as_of(5), list[int])
+
+
+async def projecting_by_key(store: EventStore) -> None:
+    assert_type(KeyedProjection("p", store), KeyedProjection[dict[str, Any]])
+    async with KeyedProjection(
+        "p", store, key=lambda event: event.data["customer"], state_type=ItemAdded, query=Query(), cache_keys=10
+    ) as keyed:
+        assert_type(keyed, KeyedProjection[ItemAdded])
+
+        @keyed.when("T")
+        async def take(state: ItemAdded, event: Event) -> ItemAdded:
+            return state
+
+        assert_type(await keyed.get("c"), ItemAdded | None)
+        assert_type(await keyed.as_of("c", datetime.now(UTC)), ItemAdded | None)
+        async for key, state in keyed.items(prefix="c"):
+            assert_type(key, str)
+            assert_type(state, ItemAdded)
+        await keyed.wait_for(5, timeout=1.5)
+        await keyed.rebuild({"T": take})
+        assert_type(await keyed.catch_up(), int)
+    KeyedProjection("p", store, key=lambda event: None)
+    KeyedProjection("p", store, key=lambda event: [event.stream_id, event.event_type])
+    KeyedProjection("p", store, key="customer")  # type: ignore[call-overload]
+
+
+async def projecting_into_a_database(store: EventStore) -> None:
+    target: Target[sqlite3.Connection] = SQLite()
+    async with DatabaseProjection("p", store, target, query=None, batch_events=10, attempts=3) as projection:
+        assert_type(projection, DatabaseProjection[sqlite3.Connection])
+
+        @projection.when("T")
+        async def insert(connection: sqlite3.Connection, event: Event) -> None: ...
+
+        projection.when("U", lambda connection, event: connection.commit())
+        projection.when("V", 5)  # type: ignore[call-overload]
+        await projection.wait_for(5)
+        assert_type((projection.position, projection.lag, projection.is_live), tuple[int, int, bool])
+        assert_type(projection.error, BaseException | None)
+    DatabaseProjection("p", store, object())  # type: ignore[arg-type]

@@ -419,7 +419,7 @@ def test_a_live_projection_killed_anywhere_agrees_with_a_replay(new_place: Calla
             await store.append_batch("s", [("E", {})] * 2)
             live = made(store)
             await ended(start(project(live, store), append(store)))
-            assert live._waiters == []
+            assert len(live._waiters) == 0
             assert "listeners=0" in repr(store)
             wanted = ids(await store.read_all(query=Query.where(types="E")).to_list())
             assert live.state == [event_id for event_id in wanted if event_id <= live.position]

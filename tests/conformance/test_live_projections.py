@@ -22,7 +22,7 @@ from aiostore import (
     StoreClosed,
     StreamAppend,
 )
-from aiostore.live_projection import SEAM_EVENTS
+from aiostore.waiting import SEAM_EVENTS
 from tests.conformance import engine_of, reopen
 from tests.conformance.accounts import live_balances, open_accounts
 from tests.conftest import OpenStore
@@ -301,7 +301,7 @@ async def test_waiting_has_a_timeout_and_can_be_cancelled(store: EventStore) -> 
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert live._waiters == []
+        assert len(live._waiters) == 0
         await store.append("s", "E", {})
         assert live.state == [1]
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from aiostore import (
+    Consumer,
     Event,
     EventStore,
     IdempotencyConflict,
     LiveProjection,
     NewEvent,
     Projection,
+    Query,
     StreamAppend,
     correlate,
 )
@@ -191,3 +193,34 @@ async def test_keys_of_a_trace_do_not_count_in_a_repeat(store: EventStore) -> No
         trace = {"traceparent": f"00-{n:032x}-{n:016x}-01", "tracestate": f"a={n}", "by": "me"}
         event = await store.append("a", "T", {}, metadata=trace, idempotency_key="k")
         assert event.event_id == 1
+
+
+async def test_what_consumers_effects_and_deliveries_append_follows_from_their_event(store: EventStore) -> None:
+    with correlate("req-7"):
+        await store.append("a", "Asked", {"n": 1})
+
+    async def answer(event: Event) -> None:
+        await asyncio.sleep(0)
+        await store.append("b", "Answered", {"by": "a handler"})
+
+    asked = Query.where(types="Asked")
+    async with Consumer(store, "handler", answer, query=asked) as consumer:
+        await consumer.wait_idle()
+    async with Consumer(store, "loop", query=asked) as consumer:
+        async for delivery in consumer:
+            async with delivery:
+                await store.append("b", "Answered", {"by": "a loop"})
+            break
+        await store.append("b", "Answered", {"by": "nobody"})
+
+    projection = Projection("p", store, query=asked)
+    projection.when("Asked", lambda state, event: None)
+
+    @projection.effect("Asked")
+    async def effect(state: dict[str, Any], event: Event) -> None:
+        await store.append("b", "Answered", {"by": "an effect"})
+
+    await projection.catch_up()
+    told = {event.data["by"]: event.metadata async for event in store.read_stream("b")}
+    follows = {"correlation_id": "req-7", "causation_id": 1}
+    assert told == {"a handler": follows, "a loop": follows, "nobody": {}, "an effect": follows}

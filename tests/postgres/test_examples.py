@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,3 +75,30 @@ def test_the_flights_killed_and_started_again_come_to_the_same_table(new_postgre
     assert done.returncode == 0, done.stderr
     assert int(done.stderr.split(" ")[0].replace(",", "")) > FLIGHTS, "the first run is gone on with"
     assert "these totals are those of the data set" in done.stdout
+
+
+def test_orders_are_counted_once_by_processes_that_are_killed_and_by_two_at_once(
+    new_postgres_url: Callable[[], str],
+) -> None:
+    command = [sys.executable, "-W", "error", "orders_sqlalchemy.py", new_postgres_url(), "--orders", "60"]
+
+    def started() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, cwd=EXAMPLES, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    for lines in (5, 25):
+        with started() as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                assert "in the table" in process.stdout.readline()
+            process.kill()
+    ends = []
+    for count in (1, 2, 1):
+        for process in [started() for _ in range(count)]:
+            printed, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            ends.append(printed.splitlines()[-1])
+    assert any("each of them once" in end for end in ends[1:3])
+    assert all("each of them once" in end or "another process counts" in end for end in ends)
+    total = re.match(r"these are the (\d+) orders", ends[-1])
+    assert total is not None, ends
+    assert int(total[1]) >= 30 + 4 * 60
