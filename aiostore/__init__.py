@@ -1,5 +1,6 @@
 """aiostore: an event store that lives in the event loop."""
 
+from aiostore.decider import Decider, Decision
 from aiostore.engine import Engine
 from aiostore.errors import (
     AppendConditionFailed,
@@ -56,6 +57,9 @@ __all__ = [  # noqa: RUF022 (grouped)
     "Projection",
     "LiveProjection",
     "reconstruct_state",
+    # what is decided
+    "Decider",
+    "Decision",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",

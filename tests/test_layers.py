@@ -35,7 +35,17 @@ LAYERS: dict[int, list[str]] = {
         "subscription",
         "store",
     ],
-    4: ["fold", "snapshots", "projection", "live_projection", "consumer", "decider", "schema"],
+    4: [
+        "fold",
+        "snapshots",
+        "projection",
+        "live_projection",
+        "consumer",
+        "boundary",
+        "decision_snapshots",
+        "decider",
+        "schema",
+    ],
     5: ["http", "cli", "frames"],
     6: ["aiostore", "__main__"],  # __init__.py, which shows all of them, and the command line's beginning
 }

@@ -36,6 +36,9 @@ NAMES = {
     "Projection",
     "LiveProjection",
     "reconstruct_state",
+    # what is decided
+    "Decider",
+    "Decision",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",
@@ -64,6 +67,8 @@ MEMBERS = {
     "Listener": "close error",
     "Projection": "name state position lag error when catch_up save_snapshot load_snapshot",
     "LiveProjection": "is_live catch_up wait_for aclose",
+    "Decider": "initial evolve decide execute execute_over flush",
+    "Decision": "events state version position",
     "StreamAppend": "stream_id events expected_version",
     "NewEvent": "event_type data metadata tags",
     "QueryItem": "types tags stream_prefix",
