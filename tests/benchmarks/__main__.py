@@ -31,6 +31,7 @@ from statistics import median
 from . import machine
 from .appending import LIMITS, batches, in_memory, many_tasks, one_at_a_time
 from .contest import TASKS, Contest, Goal
+from .deciding import decisions
 from .following import fan_out, live, streams_followed, sustained
 from .projections import projection_contests
 from .reading import Layout, replay, streams
@@ -60,6 +61,7 @@ def file_contests(scale: float) -> list[Contest]:
         sustained(scaled(200_000), scaled(12_800, TASKS)),
         in_memory(scaled(10_000)),
         *projection_contests(scale),
+        decisions(scaled(200)),
     ]
 
 
