@@ -46,7 +46,7 @@ LAYERS: dict[int, list[str]] = {
         "decider",
         "schema",
     ],
-    5: ["http", "cli", "frames"],
+    5: ["http", "cli", "frames", "testing"],
     6: ["aiostore", "__main__"],  # __init__.py, which shows all of them, and the command line's beginning
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -171,6 +171,17 @@ def test_only_the_command_line_needs_what_it_is_made_with() -> None:
     assert {name for name in needing if not name.startswith("aiostore.cli.")} == set()
     importing = {name for name in MODULES if any("aiostore.cli" in each for each in within(name, types_too=True))}
     assert {name for name in importing if not name.startswith("aiostore.cli.")} == {"aiostore.__main__"}
+
+
+def test_only_the_modules_for_it_need_pytest() -> None:
+    needing = {
+        name for name in MODULES if {"pytest", "pytest_asyncio", "hypothesis"} & imports_of(name, types_too=True)
+    }
+    conformance = "aiostore.testing.conformance"
+    assert {name for name in needing if not name.startswith(conformance)} == {"aiostore.testing.fixtures"}
+    assert "pytest" not in loaded_by("import aiostore.testing")
+    importing = {name for name in MODULES if any("aiostore.testing" in each for each in within(name, types_too=True))}
+    assert {name for name in importing if not name.startswith("aiostore.testing")} == set()
 
 
 def loaded_by(statement: str) -> set[str]:
