@@ -105,10 +105,10 @@ def check_equal(what: str, expected: Any, actual: Any) -> None:
     """AssertionError with a diff, unless they are equal."""
     if expected == actual:
         return
-    lines = [_lines(value) for value in (expected, actual)]
-    if lines[0] == lines[1]:
-        lines = [[repr(expected)], [repr(actual)]]
-    diff = "\n".join(line.rstrip("\n") for line in difflib.ndiff(*lines) if not line.startswith("?"))
+    before, after = _lines(expected), _lines(actual)
+    if before == after:  # they differ in what is not shown
+        before, after = [repr(expected)], [repr(actual)]
+    diff = "\n".join(line for line in difflib.ndiff(before, after) if not line.startswith("?"))
     raise AssertionError(f"{what} (- expected, + actual):\n{diff}")
 
 

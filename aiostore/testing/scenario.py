@@ -81,9 +81,8 @@ class Outcome(Generic[S]):
         if not isinstance(self._error, error):
             raise AssertionError(f"{error.__name__} was to be raised, but it was {self._error!r}") from self._error
         if match is not None and not re.search(match, str(self._error)):
-            raise AssertionError(
-                f"the error says {str(self._error)!r}, which {match!r} does not match"
-            ) from self._error
+            text = f"the error says {str(self._error)!r}, which {match!r} does not match"
+            raise AssertionError(text) from self._error
         return self
 
     def then_state(self, state: S) -> Outcome[S]:

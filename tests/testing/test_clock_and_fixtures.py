@@ -59,7 +59,8 @@ def test_the_clock(fake_clock):
 def test_the_fixtures_work_in_both_modes(tmp_path: Path, mode: str) -> None:
     mark = "@pytest.mark.asyncio" if mode == "strict" else ""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["aiostore.testing.fixtures"]\n')
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\nasyncio_mode = {mode}\nfilterwarnings = error\n")
+    settings = f"asyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\n{settings}")
     (tmp_path / "test_it.py").write_text(TESTS.format(mark=mark))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:anyio", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
