@@ -1,4 +1,4 @@
-"""The conformance suite on somebody else's engine, in a directory of its own: a sound one passes, a faulty one fails."""
+"""The conformance suite on somebody else's engine, in a directory of its own: it finds the faulty ones."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_sound_engine_passes(tmp_path: Path) -> None:
         (("self.shelf.events.extend(commit.events)", "self.shelf.events.extend(commit.events[:1])"), "batch"),
         (("<= selection.up_to", "< selection.up_to"), "append"),
         (("if selection.backwards:\n            found", "if False:\n            found"), "backwards"),
-        (("expected_revision not in (None, revision)", "False"), "revision"),
+        (("expected_revision != revision", "False"), "revision"),
     ],
     ids=["commits in part", "the last event hidden", "backwards forwards", "any revision"],
 )
