@@ -1,7 +1,8 @@
 """All tests of the conformance suite, for `from aiostore.testing.conformance.suite import *`."""
 
+# Names of several modules, of which each test uses those of its own:
 # mypy: disable-error-code="assignment"
-# (each test uses what its own module calls so)
+# pyright: reportGeneralTypeIssues=false
 
 from aiostore.testing.conformance.test_append import *  # noqa: F403
 from aiostore.testing.conformance.test_conditions import *  # noqa: F403
