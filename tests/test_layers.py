@@ -48,6 +48,7 @@ LAYERS: dict[int, list[str]] = {
     ],
     5: ["http", "cli", "frames", "testing"],
     6: ["aiostore", "__main__"],  # __init__.py, which shows all of them, and the command line's beginning
+    7: ["testing.conformance"],  # tests, which use the package as an application does
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
@@ -63,6 +64,8 @@ MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 def layer_of(module: str) -> int | None:
     """The layer of a module of the package; None if it has not been given one."""
+    if module.startswith("aiostore.testing.conformance"):
+        return LAYER_OF["testing.conformance"]
     parts = module.split(".")
     return LAYER_OF.get(parts[1] if len(parts) > 1 else parts[0])
 
