@@ -40,6 +40,15 @@ WITH_SNAPSHOT = Decider(0, count, place, name="placed", snapshot_every=STREAM_EV
 OVER = Decider(0, count, place_over)
 
 
+async def by_hand(store: EventStore, name: str, number: int) -> None:
+    """The same without a decider."""
+    placed = 0
+    async for events in store.read_stream(name).batches():
+        for event in events:
+            placed = count(placed, event)
+    await store.append_batch(name, place(number, placed), expected_version=STREAM_EVENTS)
+
+
 def decisions(times: int) -> Contest:
     """A decision at a time, each on a stream of its own with 100 events, beside single durable appends."""
     streams = itertools.count()  # each is decided on once, so that all have the same length
@@ -70,6 +79,7 @@ def decisions(times: int) -> Contest:
         False,
         {
             "Decider.execute": over_streams(lambda store, name, n: DECIDER.execute(store, name, n)),
+            "read, decide, append by hand": over_streams(by_hand),
             "append": over_streams(lambda store, name, n: store.append(name, "OrderPlaced", payload(n))),
             "Decider.execute, from a snapshot": over_streams(
                 lambda store, name, n: WITH_SNAPSHOT.execute(store, name, n), snapshots=True
@@ -80,6 +90,7 @@ def decisions(times: int) -> Contest:
         },
         [
             Row("Decider.execute", "append", Goal(2.0, at_most=True)),
+            Row("Decider.execute", "read, decide, append by hand"),
             Row("Decider.execute, from a snapshot", "append"),
             Row("Decider.execute_over", "append"),
         ],
