@@ -3,6 +3,7 @@
 from aiostore.consumer import Consumer, ConsumerStatistics, Delivery, Parked, Retry
 from aiostore.context import correlate
 from aiostore.database_projection import Checkpoint, DatabaseProjection, Target
+from aiostore.decider import Decider, Decision
 from aiostore.engine import Engine
 from aiostore.errors import (
     AppendConditionFailed,
@@ -82,6 +83,9 @@ __all__ = [  # noqa: RUF022 (grouped)
     "EventTypes",
     # what the work follows from
     "correlate",
+    # what is decided
+    "Decider",
+    "Decision",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",

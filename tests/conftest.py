@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiostore import EventStore
 from aiostore.engines.file.engine import FileEngine
+from aiostore.testing.conformance.fixtures import OpenStore, open_store, reopen_at, store
 from tests.postgres.fixtures import new_postgres_url, postgres_server
 from tests.shared.database import Database, SharedEngine
 
-__all__ = ["new_postgres_url", "postgres_server"]
-
-OpenStore = Callable[..., Awaitable[EventStore]]
+__all__ = ["OpenStore", "new_postgres_url", "open_store", "postgres_server", "reopen_at", "store"]
 
 
 @pytest.fixture(params=["memory", "file", "sealed", "shared", "postgres"])
@@ -40,24 +38,3 @@ def new_location(engine_name: str, request: pytest.FixtureRequest, tmp_path: Pat
         return lambda: SharedEngine(Database())
     new_url: Callable[[], str] = request.getfixturevalue("new_postgres_url")
     return new_url
-
-
-@pytest.fixture
-async def open_store(new_location: Callable[[], Any]) -> AsyncIterator[OpenStore]:
-    """Opens empty stores on the engine, with any options of `EventStore`, and closes them after the test."""
-    opened: list[EventStore] = []
-
-    async def open_store(**options: Any) -> EventStore:
-        store = await EventStore.open(new_location(), **options)
-        opened.append(store)
-        return store
-
-    yield open_store
-    for store in opened:
-        await store.aclose()
-
-
-@pytest.fixture
-async def store(open_store: OpenStore) -> EventStore:
-    """An empty store, open."""
-    return await open_store()

@@ -11,7 +11,7 @@ from typing import Any
 from tests.postgres.fixtures import require_postgres
 
 CHECKOUT = Path(__file__).parents[1]
-GOALS = 20
+GOALS = 23
 BIG_GOALS = 7
 POSTGRES_GOALS = 4
 

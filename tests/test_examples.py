@@ -86,6 +86,7 @@ def test_no_example_is_left_out() -> None:
     assert programs == {
         "quickstart.py",
         "checkout.py",
+        "courses.py",
         "flights.py",
         "web.py",
         "orders_sqlite.py",
@@ -114,6 +115,14 @@ def test_the_checkout_redeems_a_voucher_and_takes_a_payment_once() -> None:
     assert printed.count("redeemed voucher SPRING") == printed.count("voucher SPRING was redeemed before") == 1
     assert "sent again, it is the same" in printed
     assert "was used at event" in printed
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_courses_are_never_overbooked(tmp_path: Path, durable: bool) -> None:
+    printed = run_example("courses.py", *[str(tmp_path / "store")] * durable)
+    assert len(re.findall(r"^course \d: [0-8] of 8 #*$", printed, re.MULTILINE)) == 10
+    assert "refused: the course is full" in printed
+    assert "No student has more than 3 courses" in printed
 
 
 @pytest.mark.usefixtures("flights")

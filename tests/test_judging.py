@@ -39,7 +39,7 @@ from aiostore.drafts import Append, StreamDrafts, draft_events, make_append
 from aiostore.engine import Facts, Plan, Question
 from aiostore.engines.memory import MemoryEngine
 from aiostore.judging import Independents
-from tests.conformance.model import Model, Wish, plain, wishes
+from aiostore.testing.conformance.model import Model, Wish, plain, wishes
 
 
 async def settled() -> None:

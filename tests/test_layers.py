@@ -50,14 +50,17 @@ LAYERS: dict[int, list[str]] = {
         "keyed_states",
         "keyed_projection",
         "consumer",
+        "boundary",
+        "decision_snapshots",
         "decider",
         "codecs",
         "samples",
         "schemadocs",
         "schema",
     ],
-    5: ["http", "cli", "frames", "otel"],
+    5: ["http", "cli", "frames", "otel", "testing"],
     6: ["aiostore", "__main__"],  # __init__.py, which shows all of them, and the command line's beginning
+    7: ["testing.conformance"],  # tests, which use the package as an application does
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
@@ -73,6 +76,8 @@ MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 def layer_of(module: str) -> int | None:
     """The layer of a module of the package; None if it has not been given one."""
+    if module.startswith("aiostore.testing.conformance"):
+        return LAYER_OF["testing.conformance"]
     parts = module.split(".")
     return LAYER_OF.get(parts[1] if len(parts) > 1 else parts[0])
 
@@ -181,6 +186,17 @@ def test_only_the_command_line_needs_what_it_is_made_with() -> None:
     assert {name for name in needing if not name.startswith("aiostore.cli.")} == set()
     importing = {name for name in MODULES if any("aiostore.cli" in each for each in within(name, types_too=True))}
     assert {name for name in importing if not name.startswith("aiostore.cli.")} == {"aiostore.__main__"}
+
+
+def test_only_the_modules_for_it_need_pytest() -> None:
+    needing = {
+        name for name in MODULES if {"pytest", "pytest_asyncio", "hypothesis"} & imports_of(name, types_too=True)
+    }
+    conformance = "aiostore.testing.conformance"
+    assert {name for name in needing if not name.startswith(conformance)} == {"aiostore.testing.fixtures"}
+    assert "pytest" not in loaded_by("import aiostore.testing")
+    importing = {name for name in MODULES if any("aiostore.testing" in each for each in within(name, types_too=True))}
+    assert {name for name in importing if not name.startswith("aiostore.testing")} == set()
 
 
 def loaded_by(statement: str) -> set[str]:

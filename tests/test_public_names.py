@@ -50,6 +50,9 @@ NAMES = {
     "EventTypes",
     # what the work follows from
     "correlate",
+    # what is decided
+    "Decider",
+    "Decision",
     # errors
     "EventStoreError",
     "ConcurrencyConflict",
@@ -89,6 +92,8 @@ MEMBERS = {
     "DatabaseProjection": "name position lag error is_live when catch_up wait_for aclose",
     "Target": "load begin save",
     "Checkpoint": "position mark",
+    "Decider": "initial evolve decide execute execute_over flush",
+    "Decision": "events state version position",
     "StreamAppend": "stream_id events expected_version",
     "NewEvent": "event_type data metadata tags",
     "QueryItem": "types tags stream_prefix",

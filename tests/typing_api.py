@@ -23,6 +23,8 @@ from aiostore import (
     Checkpoint,
     ConcurrencyConflict,
     DatabaseProjection,
+    Decider,
+    Decision,
     Engine,
     EngineUnavailable,
     EngineUnsupported,
@@ -60,6 +62,7 @@ from aiostore import (
     correlate,
 )
 from aiostore.otel import OpenTelemetry
+from aiostore.testing import FakeClock, given, given_events, memory_store
 
 
 @dataclass
@@ -202,6 +205,43 @@ def listening(store: EventStore) -> None:
     assert_type(listener.close(), None)
     assert_type(listener.error, BaseException | None)
     store.on_commit(plain)  # type: ignore[arg-type]
+
+
+async def deciding(store: EventStore) -> None:
+    def evolve(balance: int, event: Event) -> int:
+        return balance + len(event.tags)
+
+    def change(seen: dict[str, int], event: Event) -> None:
+        seen[event.event_type] = event.version
+
+    def decide(command: str, balance: int) -> list[tuple[str, Any]]:
+        return [(command, {"n": balance})]
+
+    async def decide_over(command: bytes, seen: dict[str, int]) -> StreamAppend | None:
+        return StreamAppend("s", [NewEvent("T", {})]) if seen else None
+
+    account = Decider(0, evolve, decide)
+    assert_type(account, Decider[str, int])
+    decision = await account.execute(store, "s", "T", idempotency_key="k", attempts=3, metadata={"by": 7})
+    assert_type(decision, Decision[int])
+    assert_type(decision.events, tuple[Event, ...])
+    assert_type((decision.state, decision.version, decision.position), tuple[int, int, int])
+    await account.execute(store, "s", 5)  # type: ignore[arg-type]
+    await account.execute_over(store, "T", "T")  # type: ignore[arg-type]
+
+    over = Decider(dict[str, int], change, decide_over, name="n", state_type=dict[str, int], snapshot_every=100)
+    assert_type(over, Decider[bytes, dict[str, int]])
+    assert_type((await over.execute_over(store, Query(), b"", idempotency_key=("s", "k"))).state, dict[str, int])
+    assert_type(await over.flush(store), None)
+    assert_type(over.initial(), dict[str, int])
+    assert_type(over.evolve({}, decision.events), dict[str, int])
+
+    given(account, ("T", {})).when("T").then(("T", {"n": 1})).then_state(2)
+    given(account).when(5)  # type: ignore[arg-type]
+    (await given(over).when_async(b"")).then_nothing().then_raises(LookupError, match="x")
+    async with memory_store(clock=FakeClock()) as memory:
+        assert_type(memory, EventStore)
+    await given_events(lambda store: Projection("p", store, initial=lambda: 0), ("T", {})).then_state(0)
 
 
 def asking() -> None:

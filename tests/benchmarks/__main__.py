@@ -32,6 +32,7 @@ from . import machine
 from .appending import LIMITS, batches, in_memory, many_tasks, one_at_a_time
 from .consuming import consuming
 from .contest import TASKS, Contest, Goal
+from .deciding import decisions
 from .following import fan_out, live, streams_followed, sustained
 from .projections import projection_contests
 from .reading import Layout, replay, streams
@@ -65,6 +66,7 @@ def file_contests(scale: float) -> list[Contest]:
         typed_replay(scaled(200_000)),
         consuming(10, scaled(200_000)),
         consuming(1_000, scaled(200_000)),
+        decisions(scaled(200)),
     ]
 
 
