@@ -88,6 +88,8 @@ def test_no_example_is_left_out() -> None:
         "checkout.py",
         "courses.py",
         "flights.py",
+        "mailer.py",
+        "upcasting.py",
         "web.py",
         "orders_sqlite.py",
         "orders_sqlalchemy.py",
@@ -123,6 +125,22 @@ def test_the_courses_are_never_overbooked(tmp_path: Path, durable: bool) -> None
     assert len(re.findall(r"^course \d: [0-8] of 8 #*$", printed, re.MULTILINE)) == 10
     assert "refused: the course is full" in printed
     assert "No student has more than 3 courses" in printed
+
+
+def test_the_mailer_parks_a_customer_and_goes_on_in_order() -> None:
+    printed = run_example("mailer.py")
+    assert printed.count("parked: cleo's order") == 5
+    assert "550 no such user: cleo" in printed
+    assert "0 are parked now" in printed
+    assert printed.count("[1, 2, 3, 4, 5]") == 4
+    assert "the first to cleo follows from event 3, and from request-cleo-1" in printed
+
+
+def test_old_events_are_read_as_they_are_today() -> None:
+    printed = run_example("upcasting.py")
+    assert printed.count("read as OrderPlaced(customer=") == 3
+    assert "stored as version 1: {'customer': 'ann', 'total': 19.99}" in printed
+    assert "cleo owes 42.00 CHF" in printed
 
 
 @pytest.mark.usefixtures("flights")

@@ -16,12 +16,14 @@ import pytest
 
 from aiostore import (
     AppendCondition,
+    Consumer,
     Event,
     EventStore,
     LiveProjection,
     NewEvent,
     Projection,
     Query,
+    Retry,
     StreamAppend,
     reconstruct_state,
 )
@@ -55,6 +57,7 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
     async with await EventStore.open("orders/") as store:
         names: dict[str, Any] = {
             "AppendCondition": AppendCondition,
+            "Consumer": Consumer,
             "Counter": Counter,
             "Event": Event,
             "EventStore": EventStore,
@@ -64,6 +67,7 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
             "json": json,
             "reconstruct_state": reconstruct_state,
             "Query": Query,
+            "Retry": Retry,
             "StreamAppend": StreamAppend,
             "position": 0,
             "store": store,
@@ -80,9 +84,12 @@ async def test_the_others_run_in_a_notebook(tmp_path: Path, monkeypatch: pytest.
                 assert limit.expired()
                 assert "subscribe(" in snippet, "only a subscription has no end"
         head = await store.head()
-        assert names["position"] + 1 == names["ordered"].event_id == head
+        assert names["position"] + 1 == names["ordered"].event_id
+        decided = names["decision"].events[0]
+        assert (decided.event_id, names["decision"].state) == (head - 1, 20)
+        assert (await store.read_stream("cart-44").to_list())[0].metadata == {"correlation_id": "req-7"}
         assert [event.event_type for event in names["last_ten"]][:2] == ["CheckedOut", "Deposited"]
         assert names["listener"].error is None
-        assert names["balances"].state["account-2"] == 50
+        assert names["balances"].state["account-2"] == 5000
         assert names["at_version_3"] == 0 + 1 + 2
         assert names["events"].height == head
