@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,3 +186,16 @@ async def test_under_random_kills_every_event_is_handled_and_no_order_is_broken(
 ) -> None:
     caplog.set_level("CRITICAL", "aiostore")
     (await rage(store, 60, 10, 8, seed)).check(60, 10)
+
+
+MANY = (1_000, 100) if os.environ.get("CI") == "true" else (200, 20)
+"""Streams, and events in each: all of them in CI, or by hand with CI=true."""
+
+
+@pytest.mark.parametrize("place", ["memory", "directory"])
+async def test_under_kills_among_a_hundred_thousand_events(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("CRITICAL", "aiostore")
+    async with EventStore(None if place == "memory" else tmp_path / "s") as store:
+        (await rage(store, *MANY, 20, 0)).check(*MANY)
