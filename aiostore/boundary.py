@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from aiostore.engine import Question
 from aiostore.errors import AppendConditionFailed, ConcurrencyConflict, EventStoreError
-from aiostore.events import Event
+from aiostore.events import Event, attach_types
 from aiostore.query import AppendCondition, Query
 from aiostore.store import EventStore
 
@@ -68,7 +68,10 @@ class Boundary(ABC):
     async def stored(self, key: tuple[str, str]) -> Sequence[Event] | None:
         """The events that an idempotency key stands with, as (stream_id, key)."""
         engine, _ = self.store._parts()
-        return (await engine.facts(Question(idempotency_key=key))).stored
+        events = (await engine.facts(Question(idempotency_key=key))).stored
+        if events is not None and self.store._types is not None:
+            attach_types(events, self.store._types)
+        return events
 
 
 class StreamBoundary(Boundary):

@@ -335,9 +335,7 @@ def _checked(event: Any, metadata: Mapping[str, Any] | None) -> Any:
         return replace(event, metadata=_merged(metadata, event.metadata))
     if isinstance(event, tuple) and len(event) in (2, 3):
         return event[0], event[1], _merged(metadata, event[2] if len(event) == 3 else None)
-    raise TypeError(
-        f"metadata goes with NewEvent, (event_type, data) or (event_type, data, metadata), not {event!r:.80}"
-    )
+    return NewEvent(event, metadata=dict(metadata))  # an object; what is none is refused by the store
 
 
 def _checked_append(part: Any, metadata: Mapping[str, Any] | None) -> StreamAppend:

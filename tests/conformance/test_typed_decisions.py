@@ -48,6 +48,15 @@ async def test_objects_of_every_version_are_evolved_and_objects_are_stored(open_
     assert (await ACCOUNT.execute(store, "account", 100)).events == ()
 
 
+async def test_sent_twice_with_a_key_the_answer_is_that_of_the_first_time(open_store: OpenStore) -> None:
+    store = await open_store(types=known())
+    await store.append("account", Deposited(50))
+    for _ in range(2):
+        decision = await ACCOUNT.execute(store, "account", 30, idempotency_key="k", metadata={"by": "me"})
+        assert (decision.state, [event.decode() for event in decision.events]) == (20, [Withdrawn(30)])
+        assert decision.events[0].metadata == {"by": "me"}
+
+
 async def test_over_a_query_too(open_store: OpenStore) -> None:
     store = await open_store(types=known())
     await store.append_batch("a", [Deposited(50)])
