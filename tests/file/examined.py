@@ -256,6 +256,9 @@ KINDS: dict[str, Kind] = {
     "what is left of an index": Kind(
         _put(lambda files: f"{_index(0)(files)}.tmp", lambda _: b"x"), Severity.NOTE, r".*\.idx\.tmp", lost=False
     ),
+    "what is left of a recovery": Kind(
+        _set(_at("00000000000000000001.jsonl.tmp"), lambda d: b"x"), Severity.NOTE, r"0+1\.jsonl\.tmp", lost=False
+    ),
     "a tail that was set aside": Kind(_set(_at("torn-9-now.bin"), lambda d: b"x"), Severity.NOTE, "torn.*", lost=False),
     "a file of somebody": Kind(_set(_at("notes.txt"), lambda d: b"x"), Severity.NOTE, r"notes\.txt", lost=False),
 }

@@ -33,7 +33,7 @@ from aiostore.engines.file.log_check import LogCheck
 from aiostore.engines.file.lost_manifest import lost_manifest
 from aiostore.engines.file.manifest import check_format, read_manifest
 from aiostore.engines.file.patient import PatientDisk, Unreadable
-from aiostore.engines.file.recovery import Survey, is_torn, survey
+from aiostore.engines.file.recovery import Survey, is_copy, is_torn, survey
 from aiostore.engines.file.run import Run
 from aiostore.engines.file.run_check import RunCheck
 from aiostore.engines.file.run_format import is_temporary, run_first
@@ -381,7 +381,7 @@ def _examine_names(disk: Disk, found: Examination) -> None:
         if is_torn(name):
             size = size_of(disk, f"{found.directory}/{name}")
             found.findings.note(name, f"{size:,} bytes that an earlier recovery set aside; of no use to the store")
-        elif is_temporary(name) or name == f"{MANIFEST_NAME}.tmp":
+        elif is_temporary(name) or is_copy(name) or name == f"{MANIFEST_NAME}.tmp":
             if not found.watching:
                 found.findings.note(name, "left by a crash; the next to open the store deletes or replaces it")
         else:

@@ -22,7 +22,7 @@ from aiostore.engines.file.index import PART_BYTES_MIN, Index, Part, runs_of
 from aiostore.engines.file.lock import WriterLock, writer_lives
 from aiostore.engines.file.log import Log
 from aiostore.engines.file.manifest import check_format, create_manifest, has_store, make_directories, read_manifest
-from aiostore.engines.file.recovery import COPY_SUFFIX, repair, survey
+from aiostore.engines.file.recovery import is_copy, repair, survey
 from aiostore.engines.file.run import Run, RunDamaged
 from aiostore.engines.file.sealed import merge, open_runs, seal, too_many
 from aiostore.errors import EngineUnavailable, EngineUnsupported, StoreCorrupt
@@ -141,7 +141,7 @@ def open_to_write(
 def _remove_copies(disk: Disk, directory: str) -> None:
     """Delete what a crash in the midst of recovery left."""
     for name in disk.names(directory):
-        if name.endswith(COPY_SUFFIX) and segment_first(name.removesuffix(COPY_SUFFIX)):
+        if is_copy(name):
             with suppress(OSError):
                 disk.remove(f"{directory}/{name}")
 

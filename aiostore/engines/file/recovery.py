@@ -273,6 +273,11 @@ def _write_again(disk: Disk, directory: str, file: int, segment: Segment, first:
     disk.sync_directory(directory)
 
 
+def is_copy(name: str) -> bool:
+    """Whether the file of the name is a copy of a segment that was to take its place."""
+    return name.endswith(COPY_SUFFIX) and segment_first(name.removesuffix(COPY_SUFFIX)) is not None
+
+
 def is_torn(name: str) -> bool:
     """Whether the file of the name has a tail that was set aside."""
     return name.startswith("torn-") and name.endswith(".bin")
