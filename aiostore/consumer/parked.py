@@ -43,6 +43,7 @@ class Row(msgspec.Struct, array_like=True):
     version: int
     """…and its version."""
     error: str
+    """What the handler raised with that event; empty where it was not tried."""
     attempts: int
     retry: bool = False
     """Whether somebody asked for it to be tried again."""
@@ -53,22 +54,20 @@ class Row(msgspec.Struct, array_like=True):
 class Marker:
     """A parked stream in the memory of the worker that has it."""
 
-    __slots__ = ("changes_count", "key", "row", "seen")
+    __slots__ = ("key", "row", "seen")
 
     def __init__(self, key: str, row: Row, seen: int) -> None:
         self.key = key
         self.row = row
         self.seen = seen
         """Events of the stream up to this one were passed, and are parked."""
-        self.changes_count = 0
-        """How often the row was changed here."""
 
     def passed(self, event: Event) -> None:
         """The event was handled, or is to be skipped: the next one is the first."""
         row = self.row
         row.event_id, row.version = event.event_id + 1, event.version + 1
         row.skipped = [event_id for event_id in row.skipped if event_id > event.event_id]
-        self.changes_count += 1
+        row.error, row.attempts = "", 0
 
 
 class Kept(NamedTuple):

@@ -45,7 +45,7 @@ class Parking:
             events = await self._events(kept, left - len(found))
             for event in events:
                 is_first = event.event_id == kept.row.event_id
-                found.append(Parked(event, *((kept.row.error, kept.row.attempts) if is_first else (None, 0))))
+                found.append(Parked(event, *((kept.row.error or None, kept.row.attempts) if is_first else (None, 0))))
             if len(found) == left:
                 break
         return found
