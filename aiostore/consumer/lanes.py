@@ -295,8 +295,10 @@ class Lanes:
         while True:
             seen = marker.seen
             events = await self._refill(lane)
-            if events or lane.parked is not marker:
+            if events:
                 lane.events.extend(events)
+                return
+            if self.closed:  # then it may be that they were not read
                 return
             if marker.seen == seen:  # and in the same step nothing can come in
                 lane.parked = None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from aiostore.consumer.group import partition_of
-from aiostore.engine import PAGE_EVENTS, Saving
+from aiostore.engine import PAGE_EVENTS, Saving, State
 from aiostore.errors import EngineUnsupported
 from aiostore.events import Event
 from aiostore.query import Query
@@ -93,7 +93,8 @@ class ParkedRows:
 
     def __init__(self, states: States, name: str) -> None:
         self._states = states
-        self._prefix = f"consumer/{name}/parked/"
+        # With its length in front, no name's rows begin as another's, or as any record of a group.
+        self._prefix = f"parked/{len(name)}/{name}/"
 
     def saving(self, key: str, row: Row | None) -> Saving:
         """To keep the row, or none any more."""
@@ -104,19 +105,21 @@ class ParkedRows:
         rows: list[Kept] = []
         after = ""
         while True:
-            page = await self._states.load_states(self._prefix, after=after, limit=PAGE_EVENTS)
-            for after, state in page.items():
-                key = after.removeprefix(self._prefix)
-                number = partition_of(key)
-                if partitions is None or number in partitions:
-                    rows.append(Kept(key, _decoded(state.value), number))
+            page = await self.page(after)
+            rows.extend(kept for kept in page if partitions is None or kept.partition in partitions)
             if len(page) < PAGE_EVENTS:
                 return rows
+            after = page[-1].key
 
-    async def load_one(self, key: str) -> Row | None:
-        """The row of a stream."""
+    async def page(self, after: str) -> list[Kept]:
+        """The first `PAGE_EVENTS` rows behind the stream ``after``."""
+        states = await self._states.load_states(self._prefix, after=f"{self._prefix}{after}", limit=PAGE_EVENTS)
+        return [_kept(key.removeprefix(self._prefix), state) for key, state in states.items()]
+
+    async def one(self, key: str) -> list[Kept]:
+        """The row of a stream, if there is one."""
         state = await self._states.load_state(f"{self._prefix}{key}")
-        return None if state is None else _decoded(state.value)
+        return [] if state is None else [_kept(key, state)]
 
 
 async def parked_events(
@@ -145,8 +148,9 @@ async def parked_events(
     return found
 
 
-def _decoded(value: bytes) -> Row:
+def _kept(key: str, state: State) -> Kept:
     try:
-        return msgspec.msgpack.decode(value, type=Row)
+        row = msgspec.msgpack.decode(state.value, type=Row)
     except msgspec.DecodeError as error:
         raise EngineUnsupported(f"a parked stream was written by another version of aiostore: {error}") from error
+    return Kept(key, row, partition_of(key))
