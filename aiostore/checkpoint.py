@@ -33,8 +33,11 @@ class Checkpoint:
         """Whether `claim` has returned."""
         return self._revision is not None
 
-    async def claim(self, otherwise: int) -> int:
-        """Take the name over; returns the position kept under it, or ``otherwise``, kept now, if none is that fits."""
+    async def claim(self, otherwise: int, head: int) -> int:
+        """Take the name over; returns the position kept under it, or ``otherwise``, kept now, if none is that fits.
+
+        ValueError if that is needed and beyond the head: what is there later could not be told from it.
+        """
         while True:
             kept = await self._states.load_state(self._key)
             position = otherwise
@@ -48,6 +51,8 @@ class Checkpoint:
                     kept.position,
                     otherwise,
                 )
+            if position > head and position == otherwise:
+                raise ValueError(f"after={otherwise} is beyond the head, {head}: no checkpoint can be made there")
             try:
                 await self._save(position, kept.revision if kept else 0)
             except StateConflict:

@@ -469,10 +469,11 @@ class EventStore(AsyncResource):
         or async, is called each time it has come from history to live and handed out all there was.
 
         With a ``name`` (1 to 200 bytes) it starts where the last one of that name left off; ``after`` counts for the
-        first. `Subscription.checkpoint` records how far it has come, or ``checkpoint_every`` so many events (and when
-        nothing has come for a second, and at its end), each when the next is asked for: at least once, never ahead of
-        the work. Entered, or at its first step, it takes the name over: an earlier one that records anything gets
-        `Fenced`. ``state``: a file of its own for checkpoints, where the store is opened with ``mode="r"``.
+        first, and is not beyond the head then. `Subscription.checkpoint` records how far it has come, or
+        ``checkpoint_every`` so many events (and when nothing has come for a second, and at its end), each when the next
+        is asked for: at least once, never ahead of the work. Entered, or at its first step, it takes the name over: an
+        earlier one that records anything gets `Fenced`. ``state``: a file of its own for checkpoints, where the store
+        is opened with ``mode="r"``.
         """
         engine, fanout = self._parts()
         if after is not END:

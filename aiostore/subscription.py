@@ -274,7 +274,8 @@ class Subscription(AsyncResource, AsyncIterator[Event]):
     async def _find_start(self) -> None:
         checkpoint, inbox = self._checkpoint, self._inbox
         if checkpoint is not None and not checkpoint.claimed:
-            position = await checkpoint.claim(self._fanout.head if self._from_end else inbox.held)
+            head = self._fanout.head
+            position = await checkpoint.claim(head if self._from_end else inbox.held, head)
             if not checkpoint.claimed or self._closed:
                 return
             self._from_end = False

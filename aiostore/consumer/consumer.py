@@ -19,9 +19,9 @@ from aiostore.consumer.lanes import Lane
 from aiostore.consumer.membership import Membership
 from aiostore.consumer.parked import Parked, ParkedRows, Row, row_error
 from aiostore.consumer.parking import Parking
-from aiostore.consumer.work import Work, finished
+from aiostore.consumer.work import PASSING, Work, finished
 from aiostore.context import handling
-from aiostore.drafts import check_name
+from aiostore.drafts import check_name, check_stream_id
 from aiostore.errors import ConsumerHalted, Fenced
 from aiostore.events import Event, Position, untouched
 from aiostore.limits import NAME_BYTES_MAX, check_bound, check_number
@@ -29,6 +29,7 @@ from aiostore.query import Query
 from aiostore.reader import check_query
 from aiostore.states import states_of
 from aiostore.store import EventStore
+from aiostore.subscription import RETRY_S
 from aiostore.tracing import UNTRACED
 
 logger = logging.getLogger("aiostore")
@@ -50,22 +51,23 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
     there. Several consumers of one name, in one process or (on PostgreSQL) in many, share the streams; what one has
     that dies, the others get after ``lease_s`` seconds, and if it comes back to life, it records nothing more and joins
     anew. ``handler(event)``, plain or async; without one, iterate over the consumer. ``query``: only these events; one
-    that is changed later holds for what comes from then on. ``concurrency``: so many events are handled at once.
-    ``order_by``: ``"stream"``, or a function of an event that gives a text, such as ``lambda event: event.tags[0]``:
-    what is kept in order, and what is parked. ``after``: where the group begins the first time; `END` for the head.
+    that is changed later holds for what comes from then on, and for what is parked. ``concurrency``: so many events are
+    handled at once. ``order_by``: ``"stream"``, or a function of an event that gives a text of 1 to 1,024 bytes, such
+    as ``lambda event: event.tags[0]``: what is kept in order, and what is parked; what it raises ends the consumer.
+    ``after``: where the group begins the first time, not beyond the head; `END` for the head.
 
     What a handler raises is retried as ``retry`` says. Then, ``on_error="halt"``: the consumer finishes what is in hand
     and ends with `ConsumerHalted`; that event is the first to come at the next start. ``"park"``: the event *and all
     later ones of its stream* are set aside, in order, while the others go on: see `parked`, `retry_parked`,
     `skip_parked`.
 
-    What was handled is recorded every ``checkpoint_every_s`` seconds, and at its end: after a crash, what was handled
-    since comes again. ``window_events``: at most so many events lie between the first that is not handled and the last
-    that is; then it waits for the slow one. ``state``: a file of its own for all of this, where the store was opened
-    with ``mode="r"``.
+    What was handled is recorded every ``checkpoint_every_s`` seconds, at least four times in ``lease_s``, and at its
+    end: after a crash, what was handled since comes again. ``window_events``: at most so many events, and one batch of
+    up to 500 more, lie between the first that is not handled and the last that is; then it waits for the slow one.
+    ``state``: a file of its own for all of this, where the store was opened with ``mode="r"``.
 
     `run` runs it until `stop`; ``async with consumer:`` runs it in the background, and raises at its end what it ended
-    with. It belongs to the loop of its store.
+    with. To iterate without that block starts it too; then `stop` it. It belongs to the loop of its store.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         self._handler = handler
         self._query = check_query(query)
         self._concurrency = check_number("concurrency", concurrency, 1)
-        self._order_by = None if order_by == "stream" else order_by
+        self._order_by = None if order_by == "stream" else _checked(order_by)
         self._retry = retry or Retry()
         self._parks = on_error == "park"
         self._after = after if isinstance(after, Position) else check_number("after", after, 0)
@@ -136,6 +138,10 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         try:
             await asyncio.shield(main)
         except asyncio.CancelledError:
+            if main.cancelled() and self._stopping.is_set():  # `stop` has waited long enough
+                task = asyncio.current_task()
+                if task is not None and not task.cancelling():
+                    return
             main.cancel()
             await finished(asyncio.wait([main]))
             raise
@@ -198,6 +204,13 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
                     self._name,
                     self._lease_s,
                 )
+                while work.lanes.busy_count:  # deliveries: none of their streams may come again before
+                    await work.news()
+            except PASSING as error:
+                if self._work in (None, work):
+                    raise
+                logger.warning("consumer %r cannot join again now, it is tried again: %s", self._name, error)
+                await asyncio.sleep(RETRY_S)
 
     def _rows(self) -> ParkedRows:
         engine, _ = self._store._parts()
@@ -233,11 +246,11 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
                         self._failed(work, lane, event, error)
                         break
                     count += 1
+                    self._handled_count += 1
                     if not lanes.done(lane, event) or count == TURN_EVENTS:
                         break
             finally:
                 lanes.give_back(lane)
-                self._handled_count += count
                 self._turn_count += count
             if self._turn_count >= TURN_EVENTS:
                 self._turn_count = 0
@@ -261,8 +274,11 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
     def _failed(self, work: Work, lane: Lane, event: Event, error: BaseException) -> None:
         """An attempt has failed: wait, park or halt."""
         lanes = work.lanes
-        lane.attempts_count += 1
         self._retried_count += 1
+        if lane.parked is not None and event.event_id in lane.parked.row.skipped:  # asked for meanwhile
+            lanes.done(lane, event)
+            return
+        lane.attempts_count += 1
         attempts, where = lane.attempts_count, f"event {event.event_id} of stream {event.stream_id!r}"
         if attempts < self._retry.attempts:
             wait_s = self._retry.wait_s(attempts)
@@ -320,6 +336,8 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
             work.lanes.done(lane, delivery.event)
         elif isinstance(error, Exception):
             self._failed(work, lane, delivery.event, error)
+        else:
+            lane.events[0] = untouched(delivery.event)
         work.lanes.give_back(lane)
 
     # --- its end ---
@@ -400,7 +418,8 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         """Whether it is idle; if not, after a while."""
         await asyncio.shield(self._joined)
         work = self._work
-        assert work is not None
+        if work is None:  # it has ended before it joined
+            return False
         if await work.is_idle(target):
             return True
         await work.news()
@@ -445,9 +464,8 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         work = self._work
         running = self._main is not None and not self._main.done()
         lanes = work.lanes if work is not None and running else None
-        _, fanout = self._store._parts()
         return ConsumerStatistics(
-            lag=max(0, fanout.head - work.position) if work is not None and lanes and lanes.shares else 0,
+            lag=work.lag if work is not None and lanes and lanes.shares else 0,
             in_hand_count=lanes.busy_count if lanes else 0,
             queued_count=lanes.queued_count if lanes else 0,
             handled_count=self._handled_count,
@@ -464,6 +482,19 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
             f"<Consumer {self._name!r} {state} lag={stats.lag} in_hand={stats.in_hand_count} "
             f"handled={stats.handled_count} retried={stats.retried_count} parked={stats.parked_count}>"
         )
+
+
+def _checked(order_by: Callable[[Event], str]) -> Callable[[Event], str]:
+    """The function, whose texts are checked as the names of streams are: rows are kept under them."""
+
+    def key_of(event: Event) -> str:
+        try:
+            return check_stream_id(order_by(event), "order_by")
+        except Exception as error:
+            error.add_note(f"order_by was called with event {event.event_id} of stream {event.stream_id!r}")
+            raise
+
+    return key_of
 
 
 def _seconds(name: str, value: object) -> float:

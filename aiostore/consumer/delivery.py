@@ -102,10 +102,12 @@ class Delivery:
     ) -> bool:
         self._state = "ended"
         self.task = None
-        self._span.__exit__(kind, error, traceback)
-        assert self._token is not None, "what is left was entered"
-        handled(self._token)
-        self._ended(self, error)
+        try:
+            self._span.__exit__(kind, error, traceback)
+            assert self._token is not None, "what is left was entered"
+            handled(self._token)
+        finally:
+            self._ended(self, error)
         return isinstance(error, Exception)
 
     def abandon(self) -> None:

@@ -96,15 +96,16 @@ def join(group: Group, worker: str, home: str) -> None:
     group.members[worker] = Member(home, 0)
 
 
-def leave(group: Group, worker: str, progress: Mapping[int, Progress]) -> None:
-    """Record how far the worker came, as far as nobody has taken it, and free what it had."""
+def leave(group: Group, worker: str, progress: Mapping[int, Progress]) -> Collection[int]:
+    """Record how far the worker came, as far as nobody has taken it, and free what it had; returns what that was."""
     if worker not in group.members:
-        return
+        return ()
     still = owned(group, worker)
     note(group, worker, {number: progress[number] for number in still if number in progress})
     for number in still:
         group.partitions[number].owner = FREE
     del group.members[worker]
+    return still
 
 
 def note(group: Group, worker: str, progress: Mapping[int, Progress]) -> None:
@@ -114,6 +115,13 @@ def note(group: Group, worker: str, progress: Mapping[int, Progress]) -> None:
     for number, (position, handled) in progress.items():
         partition = group.partitions[number]
         partition.position, partition.handled = position, handled
+
+
+def stay(group: Group, worker: str, progress: Mapping[int, Progress]) -> None:
+    """What a worker does with the record while it ends: it notes how far it came, and is seen to be alive."""
+    note(group, worker, progress)
+    if len(group.members) > 1:
+        group.members[worker].beat += 1
 
 
 def take_part(

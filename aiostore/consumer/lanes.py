@@ -118,6 +118,7 @@ class Lanes:
         self._markers: dict[str, Lane] = {}
         self._ready: deque[Lane] = deque()
         self._unread: deque[Lane] = deque()  # ready, but their events must be read first
+        self._lanes_max = LANES_MAX
         self._idle: deque[asyncio.Future[None]] = deque()
         self._waking = False
         self._room: asyncio.Future[None] | None = None
@@ -157,9 +158,14 @@ class Lanes:
         share.taken = max(share.taken, position)
         share.releasing = True
         for lanes in (self._ready, self._unread):
-            for lane in [lane for lane in lanes if lane.share is share]:
-                lanes.remove(lane)
-                lane.state = IDLE
+            others: list[Lane] = []
+            for lane in lanes:
+                if lane.share is share:
+                    lane.state = IDLE
+                else:
+                    others.append(lane)
+            lanes.clear()
+            lanes.extend(others)
 
     def _forget(self, lane: Lane) -> None:
         if lane.parked is None:
@@ -195,7 +201,7 @@ class Lanes:
             if event_id <= share.taken or share.releasing:
                 continue
             if lane.parked is not None or (share.handled_before and event_id in share.handled_before):
-                if lane.parked is not None:
+                if lane.parked is not None and lane.parked.seen < event_id:  # it may be read once more
                     lane.parked.seen = event_id
                 if share.window:
                     share.window.append(event_id)
@@ -213,11 +219,14 @@ class Lanes:
         self.queued_count += queued_count
         if ready:
             self._wake()
-        if len(lanes) > LANES_MAX:
+        if len(lanes) > self._lanes_max:
             self._tidy()
 
     def _tidy(self) -> None:
-        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.parked or lane.state != IDLE}
+        self._lanes = {
+            key: lane for key, lane in self._lanes.items() if lane.parked or lane.events or lane.state != IDLE
+        }
+        self._lanes_max = max(LANES_MAX, 2 * len(self._lanes))
 
     def expect(self, events: Sequence[Event]) -> None:
         """The next batch will be like this one: fewer of it may wait if it is large."""
@@ -286,8 +295,10 @@ class Lanes:
         while True:
             seen = marker.seen
             events = await self._refill(lane)
-            if events or lane.parked is not marker:
+            if events:
                 lane.events.extend(events)
+                return
+            if self.closed:  # then it may be that they were not read
                 return
             if marker.seen == seen:  # and in the same step nothing can come in
                 lane.parked = None
@@ -303,9 +314,9 @@ class Lanes:
         try:
             await future
         except asyncio.CancelledError:
-            if future.cancelled() or not future.done():
+            if future in self._idle:
                 self._idle.remove(future)
-            else:  # it was woken for something that another must do now
+            elif not future.cancelled():  # it was woken for something that another must do now
                 self._wake()
             raise
 
@@ -366,6 +377,12 @@ class Lanes:
 
     def wait(self, lane: Lane, seconds: float) -> None:
         """Try the first event of the lane again after so long."""
+        if self.closed:
+            return
+        if lane.parked is not None:  # many may wait at once; what comes behind it is read again
+            first = lane.events[0]
+            lane.events.clear()
+            lane.events.append(first)
         lane.state = WAITING
         lane.timer = asyncio.get_running_loop().call_later(seconds, self._again, lane)
 
@@ -406,13 +423,23 @@ class Lanes:
             self._markers[key] = lane
         else:
             lane.parked.row.retry |= row.retry
-            lane.parked.row.skipped = sorted({*lane.parked.row.skipped, *row.skipped})
+            self._skip(lane, lane.parked.row, row.skipped)
             if key in self.changed_rows:
                 self.changed_rows[key] = lane.parked.row
-        if lane.parked.row.retry and lane.state == IDLE:
+        if lane.parked.row.retry and lane.state == IDLE and not lane.share.releasing:
             lane.state = READY
             self._ready.append(lane)
             self._wake()
+
+    def _skip(self, lane: Lane, row: Row, skipped: Iterable[int]) -> None:
+        """Pass over what somebody asked for, also of what was read; but not what is in hand."""
+        row.skipped = sorted({*row.skipped, *skipped})
+        in_hand = lane.events[0] if lane.events and lane.state == BUSY else None
+        left = [event for event in lane.events if event is in_hand or event.event_id not in row.skipped]
+        if left[:1] != list(lane.events)[:1]:
+            lane.attempts_count = 0
+        lane.events.clear()
+        lane.events.extend(left)
 
     def close(self) -> None:
         """Give out nothing more; what is being worked at may be brought to its end."""

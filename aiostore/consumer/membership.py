@@ -38,7 +38,8 @@ class Membership:
         self._after = after
         self._revision: int | None = None
         self._seen_s = 0.0  # when it was last loaded or saved
-        self._kept = b""
+        self.begins = True
+        """Whether there was no record to go on from."""
         self._beats: dict[str, tuple[int, float]] = {}  # what was last seen of the others, and since when
 
     @property
@@ -51,9 +52,9 @@ class Membership:
         self._seen_s = asyncio.get_running_loop().time()
         kept = await self._states.load_state(self._key)
         if kept is None:
-            self._revision, self._kept, self.group = 0, b"", new_group(self._after)
+            self._revision, self.begins, self.group = 0, True, new_group(self._after)
         elif kept.fits:
-            self._revision, self._kept, self.group = kept.revision, kept.value, decode_group(kept.value)
+            self._revision, self.begins, self.group = kept.revision, False, decode_group(kept.value)
         else:
             logger.warning(
                 "the checkpoint of consumer %r at event %d is discarded, it begins after event %d: the log does not "
@@ -62,12 +63,7 @@ class Membership:
                 kept.position,
                 self._after,
             )
-            self._revision, self._kept, self.group = kept.revision, b"", new_group(self._after)
-
-    @property
-    def begins(self) -> bool:
-        """Whether there was no record to go on from."""
-        return not self._kept
+            self._revision, self.begins, self.group = kept.revision, True, new_group(self._after)
 
     async def update(self, change: Change, *, before: Callable[[Group], Awaitable[None]] | None = None) -> None:
         """Have the record changed, and saved with what the change says, all or nothing; again if another was faster.
@@ -80,10 +76,11 @@ class Membership:
                 await self.look()
                 if before is not None:
                     await before(self.group)
-            group = decode_group(encode_group(self.group))  # a copy
+            before_change = encode_group(self.group)
+            group = decode_group(before_change)  # a copy
             savings = change(group)
             value = encode_group(group)
-            if value == self._kept and not savings:
+            if value == before_change and not savings:
                 return
             revision, self._revision = self._revision, None  # cancelled, it is not known
             try:
@@ -93,9 +90,19 @@ class Membership:
             except StateConflict:
                 await asyncio.sleep(0)
                 continue
-            self._revision, self._kept, self.group = saved[0], value, group
+            self._revision, self.begins, self.group = saved[0], False, group
             self._seen_s = asyncio.get_running_loop().time()
             return
+
+    def check_beginning(self, head: int) -> None:
+        """ValueError if the group would begin beyond the head: what is there later could not be told from that."""
+        if self._after > head:
+            raise ValueError(f"after={self._after} is beyond the head, {head}: nothing can be recorded there")
+
+    @property
+    def beat_s(self) -> float:
+        """At least every so often it must be seen that the worker is alive."""
+        return self._lease_s / BEATS_IN_A_LEASE
 
     def forget(self) -> None:
         """What is known of the record may be old: load it before it is changed."""
@@ -103,7 +110,7 @@ class Membership:
 
     def look_again_if_due(self) -> None:
         """See now and then whether others have joined, or asked for something."""
-        if asyncio.get_running_loop().time() - self._seen_s > self._lease_s / BEATS_IN_A_LEASE:
+        if asyncio.get_running_loop().time() - self._seen_s > self.beat_s:
             self.forget()
 
     def is_alive(self, worker: str, member: Member) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from aiostore.consumer.group import partition_of
-from aiostore.engine import PAGE_EVENTS, Saving
+from aiostore.engine import PAGE_EVENTS, Saving, State
 from aiostore.errors import EngineUnsupported
 from aiostore.events import Event
 from aiostore.query import Query
@@ -43,6 +43,7 @@ class Row(msgspec.Struct, array_like=True):
     version: int
     """…and its version."""
     error: str
+    """What the handler raised with that event; empty where it was not tried."""
     attempts: int
     retry: bool = False
     """Whether somebody asked for it to be tried again."""
@@ -53,22 +54,20 @@ class Row(msgspec.Struct, array_like=True):
 class Marker:
     """A parked stream in the memory of the worker that has it."""
 
-    __slots__ = ("changes_count", "key", "row", "seen")
+    __slots__ = ("key", "row", "seen")
 
     def __init__(self, key: str, row: Row, seen: int) -> None:
         self.key = key
         self.row = row
         self.seen = seen
         """Events of the stream up to this one were passed, and are parked."""
-        self.changes_count = 0
-        """How often the row was changed here."""
 
     def passed(self, event: Event) -> None:
         """The event was handled, or is to be skipped: the next one is the first."""
         row = self.row
         row.event_id, row.version = event.event_id + 1, event.version + 1
         row.skipped = [event_id for event_id in row.skipped if event_id > event.event_id]
-        self.changes_count += 1
+        row.error, row.attempts = "", 0
 
 
 class Kept(NamedTuple):
@@ -94,7 +93,8 @@ class ParkedRows:
 
     def __init__(self, states: States, name: str) -> None:
         self._states = states
-        self._prefix = f"consumer/{name}/parked/"
+        # With its length in front, no name's rows begin as another's, or as any record of a group.
+        self._prefix = f"parked/{len(name)}/{name}/"
 
     def saving(self, key: str, row: Row | None) -> Saving:
         """To keep the row, or none any more."""
@@ -105,19 +105,21 @@ class ParkedRows:
         rows: list[Kept] = []
         after = ""
         while True:
-            page = await self._states.load_states(self._prefix, after=after, limit=PAGE_EVENTS)
-            for after, state in page.items():
-                key = after.removeprefix(self._prefix)
-                number = partition_of(key)
-                if partitions is None or number in partitions:
-                    rows.append(Kept(key, _decoded(state.value), number))
+            page = await self.page(after)
+            rows.extend(kept for kept in page if partitions is None or kept.partition in partitions)
             if len(page) < PAGE_EVENTS:
                 return rows
+            after = page[-1].key
 
-    async def load_one(self, key: str) -> Row | None:
-        """The row of a stream."""
+    async def page(self, after: str) -> list[Kept]:
+        """The first `PAGE_EVENTS` rows behind the stream ``after``."""
+        states = await self._states.load_states(self._prefix, after=f"{self._prefix}{after}", limit=PAGE_EVENTS)
+        return [_kept(key.removeprefix(self._prefix), state) for key, state in states.items()]
+
+    async def one(self, key: str) -> list[Kept]:
+        """The row of a stream, if there is one."""
         state = await self._states.load_state(f"{self._prefix}{key}")
-        return None if state is None else _decoded(state.value)
+        return [] if state is None else [_kept(key, state)]
 
 
 async def parked_events(
@@ -146,8 +148,9 @@ async def parked_events(
     return found
 
 
-def _decoded(value: bytes) -> Row:
+def _kept(key: str, state: State) -> Kept:
     try:
-        return msgspec.msgpack.decode(value, type=Row)
+        row = msgspec.msgpack.decode(state.value, type=Row)
     except msgspec.DecodeError as error:
         raise EngineUnsupported(f"a parked stream was written by another version of aiostore: {error}") from error
+    return Kept(key, row, partition_of(key))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiostore.consumer.group import Group, partition_of
 from aiostore.consumer.membership import Membership
 from aiostore.consumer.parked import Kept, Parked, ParkedRows, Row, parked_events
 from aiostore.drafts import check_stream_id
-from aiostore.engine import Saving
+from aiostore.engine import PAGE_EVENTS, Saving
 from aiostore.events import Event
 from aiostore.query import Query
 from aiostore.store import EventStore
@@ -41,11 +42,11 @@ class Parking:
         await self._membership.look()
         left = NO_LIMIT if limit is None else limit
         found: list[Parked] = []
-        for kept in await self._rows.load():
+        for kept in await self._rows.load() if left else ():
             events = await self._events(kept, left - len(found))
             for event in events:
                 is_first = event.event_id == kept.row.event_id
-                found.append(Parked(event, *((kept.row.error, kept.row.attempts) if is_first else (None, 0))))
+                found.append(Parked(event, *((kept.row.error or None, kept.row.attempts) if is_first else (None, 0))))
             if len(found) == left:
                 break
         return found
@@ -70,13 +71,21 @@ class Parking:
 
     async def retry(self, key: str | None) -> int:
         """Ask for the rows to be tried again; returns how many."""
-        keys = [kept.key for kept in await self._rows.load()] if key is None else [check_stream_id(key)]
-        return sum([await self._ask(key, _retry) for key in keys])
+        if key is not None:
+            check_stream_id(key)
+            return len(await self._ask(lambda: self._rows.one(key), _retry))
+        count, after = 0, ""
+        while True:
+            keys = await self._ask(functools.partial(self._rows.page, after), _retry)
+            count += len(keys)
+            if len(keys) < PAGE_EVENTS:
+                return count
+            after = keys[-1]
 
     async def skip(self, event_id: int) -> None:
         """Ask for an event to be skipped."""
         events = await self._store.read_all(after=event_id - 1, up_to=event_id).to_list()
-        asked = False
+        asked: Sequence[str] = ()
         if events:
             event = events[0]
             key = event.stream_id if self._order_by is None else self._order_by(event)
@@ -91,30 +100,29 @@ class Parking:
                 row.skipped = sorted({*row.skipped, event_id})
                 row.retry |= event_id == row.event_id
 
-            asked = await self._ask(key, skip)
+            asked = await self._ask(lambda: self._rows.one(key), skip)
         if not asked:
             raise LookupError(f"event {event_id} is not parked")
 
-    async def _ask(self, key: str, change: Callable[[Row], None]) -> bool:
-        """Change the row of a stream; False where there is none."""
-        row: Row | None = None
+    async def _ask(self, load: Callable[[], Awaitable[Sequence[Kept]]], change: Callable[[Row], None]) -> Sequence[str]:
+        """Change the rows that are loaded, all in one step; returns of which streams they are."""
+        rows: Sequence[Kept] = ()
 
         async def before(group: Group) -> None:
-            nonlocal row
-            row = await self._rows.load_one(key)
+            nonlocal rows
+            rows = await load()
 
         def ask(group: Group) -> Sequence[Saving]:
-            if row is None:
-                return ()
-            change(row)
-            group.parked_revision += 1
-            return [self._rows.saving(key, row)]
+            for kept in rows:
+                change(kept.row)
+            group.parked_revision += bool(rows)
+            return [self._rows.saving(kept.key, kept.row) for kept in rows]
 
         self._membership.forget()
         await self._membership.update(ask, before=before)
-        if row is not None and self._wake is not None:
+        if rows and self._wake is not None:
             self._wake()
-        return row is not None
+        return [kept.key for kept in rows]
 
 
 def _retry(row: Row) -> None:

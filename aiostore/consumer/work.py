@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any
 
-from aiostore.consumer.group import Group, Progress, join, leave, owned, share_of, take_part
+from aiostore.consumer.group import Group, Progress, join, leave, owned, partition_of, share_of, stay, take_part
 from aiostore.consumer.lanes import Lane, Lanes, Share
 from aiostore.consumer.membership import Membership
 from aiostore.consumer.parked import Kept, ParkedRows, parked_events
@@ -21,6 +21,9 @@ from aiostore.subscription import RETRY_S, Subscription
 logger = logging.getLogger("aiostore")
 
 Key = Callable[[Event], str]
+
+PASSING = (EngineUnavailable, OutcomeUnknown, StoreFull)
+"""What keeps a record from being saved, and may not the next time."""
 
 
 class Work:
@@ -42,12 +45,14 @@ class Work:
         self.failure: Exception | None = None
         """Why it ends, if not because it was asked to."""
         self._store = store
+        self._fanout = store._parts()[1]
         self._name = name
         self._membership = membership
         self._rows = rows
         self._query = query
         self._order_by = order_by
         self._every_s = checkpoint_every_s
+        self._window_events = window_events
         self._begun_count = self._done_count = 0  # of steps
         self._news = asyncio.Event()
         self._due = asyncio.Event()
@@ -57,6 +62,7 @@ class Work:
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None  # while it is waited for, and nothing of it is in hand
         self._position = 0
@@ -75,10 +81,10 @@ class Work:
 
         Raises what any of it raised, and `failure`; `Fenced` if its place was taken from it.
         """
-        await self._join()
-        joined()
         try:
-            self._spawn(self._keep(), "records")
+            await self._join()
+            joined()
+            self._keeper = self._spawn(self._keep(), "records")
             self._spawn(self._watch(stopping), "stops")
             self._workers = {self._spawn(handle(), f"handles ({number})") for number in range(count)}
             await self._end
@@ -94,12 +100,12 @@ class Work:
             raise self.failure
 
     async def _finish_in_hand(self) -> None:
+        """It takes as long as it takes: meanwhile the worker is seen to be alive, and records how far it comes."""
         self.lanes.close()
-        await self._cancel(self._tasks - self._workers)
-        if self._workers:
-            await asyncio.wait(self._workers)
-        while self.lanes.busy_count:
+        await self._cancel(self._tasks - self._workers - {self._keeper})
+        while self._workers or self.lanes.busy_count:
             await self.news()
+        await self._cancel(self._tasks)
 
     async def _cancel(self, tasks: Collection[asyncio.Task[None]]) -> None:
         tasks = list(tasks)
@@ -119,11 +125,13 @@ class Work:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._workers.discard(task)
+        self._news.set()
+        error = None if task.cancelled() else task.exception()
         if self._end.done():
             return
         if task.cancelled():  # by somebody else: then it cannot go on
             self._end.cancel()
-        elif (error := task.exception()) is not None:
+        elif error is not None:
             self._end.set_exception(error)
 
     async def _watch(self, stopping: asyncio.Event) -> None:
@@ -151,8 +159,11 @@ class Work:
         rows: list[Saving] = []
 
         async def before(group: Group) -> None:
-            if membership.begins:  # what was parked before is of events that are not there any more
-                rows[:] = [self._rows.saving(kept.key, None) for kept in await self._rows.load()]
+            rows.clear()
+            if membership.begins:
+                membership.check_beginning(self._fanout.head)
+                # What was parked before is of events that are not there any more.
+                rows.extend(self._rows.saving(kept.key, None) for kept in await self._rows.load())
 
         def change(group: Group) -> Sequence[Saving]:
             join(group, membership.worker, membership.home)
@@ -181,12 +192,22 @@ class Work:
     def _change(self, group: Group) -> Sequence[Saving]:
         worker, lanes = self._membership.worker, self.lanes
         lanes.taken(self._read_position())
-        if worker in group.members:
+        if worker in group.members and not lanes.closed:
             kept = [share for share in lanes.shares.values() if not share.releasing]
             for share in kept[share_of(group, worker) :]:
                 lanes.release(share.number, self._read_position())
-        self._ending = [share.number for share in lanes.shares.values() if share.releasing and not share.running_count]
-        take_part(group, worker, self.lanes.progress(), ended=self._ending, is_alive=self._membership.is_alive)
+        self._ending = []
+        for share in list(lanes.shares.values()):
+            if share.releasing and not share.running_count:
+                if group.partitions[share.number].owner == worker:
+                    self._ending.append(share.number)
+                else:  # it was given up in a step of which the outcome was unknown
+                    lanes.drop(share.number)
+        if lanes.closed:
+            self._ending = []
+            stay(group, worker, lanes.progress())
+        else:
+            take_part(group, worker, lanes.progress(), ended=self._ending, is_alive=self._membership.is_alive)
         self._saving = {key: self._row_saving(key) for key in lanes.changed_rows}
         return list(self._saving.values())
 
@@ -220,7 +241,7 @@ class Work:
         """Take a step every so often, and at once when something is to be given up."""
         while True:
             try:
-                async with asyncio.timeout(self._every_s):
+                async with asyncio.timeout(min(self._every_s, self._membership.beat_s)):
                     await self._due.wait()
             except TimeoutError:
                 pass
@@ -228,7 +249,7 @@ class Work:
             self._membership.look_again_if_due()
             try:
                 await self.step()
-            except (EngineUnavailable, OutcomeUnknown, StoreFull) as error:
+            except PASSING as error:
                 self._warn(f"its checkpoint cannot be recorded now, it is tried again: {error}")
             else:
                 self._warned = ""
@@ -244,8 +265,8 @@ class Work:
         membership = self._membership
 
         def change(group: Group) -> Sequence[Saving]:
-            leave(group, membership.worker, self.lanes.progress())
-            return [self._row_saving(key) for key in self.lanes.changed_rows]
+            still = leave(group, membership.worker, self.lanes.progress())
+            return [self._row_saving(key) for key in self.lanes.changed_rows if partition_of(key) in still]
 
         try:
             await membership.update(change)
@@ -267,6 +288,11 @@ class Work:
         self.lanes.taken(self._read_position())
         return min((progress.position for progress in self.lanes.progress().values()), default=self._position)
 
+    @property
+    def lag(self) -> int:
+        """How many events of the store lie between that and the head."""
+        return max(0, self._fanout.head - self.position)
+
     async def is_idle(self, target: int) -> bool:
         """Whether the whole group has handled or parked all events up to this one, and this is recorded."""
         if not self.lanes.calm:
@@ -274,6 +300,8 @@ class Work:
         begun = self._begun_count
         self.look()
         while self._done_count <= begun:
+            if self._end.done():
+                return False
             await self.news()
         if not self.lanes.calm or any(each.position < target for each in self._membership.group.partitions):
             return False
@@ -283,7 +311,7 @@ class Work:
         """Return when something may have changed, or after some time."""
         self._news.clear()
         try:
-            async with asyncio.timeout(self._every_s):
+            async with asyncio.timeout(min(self._every_s, self._membership.beat_s)):
                 await self._news.wait()
         except TimeoutError:
             pass
@@ -307,7 +335,7 @@ class Work:
 
     async def _read(self, after: int) -> None:
         async with self._store.subscribe(query=self._query, after=after) as subscription:
-            batches = subscription.batches(PAGE_EVENTS)
+            batches = subscription.batches(min(PAGE_EVENTS, self._window_events))
             while True:
                 await self.lanes.room()
                 self._subscription = subscription
@@ -335,6 +363,8 @@ class Work:
                     self._store, lane.key, marker.row, marker.seen, self._query, self._order_by, PAGE_EVENTS
                 )
             except EngineUnavailable as error:
+                if self.lanes.closed:
+                    return ()
                 self._warn(f"what is parked cannot be read now, it is tried again: {error}")
                 await asyncio.sleep(RETRY_S)
                 continue
