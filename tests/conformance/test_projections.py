@@ -10,6 +10,7 @@ import pytest
 
 from aiostore import Event, EventStore, EventStoreError, InvalidEvent, Projection, Query, StoreClosed
 from tests.conformance.accounts import balances, open_accounts
+from tests.scheduler import until
 
 
 def noting(store: EventStore, *types: str, **options: Any) -> Projection[Any]:
@@ -152,16 +153,21 @@ async def test_a_handler_that_raises_stops_it_at_that_event_and_the_next_call_go
 async def test_a_call_that_is_cancelled_loses_nothing(store: EventStore) -> None:
     await store.append_batch("s", [("E", {})] * 3)
     gate = asyncio.Event()
+    in_hand: list[int] = []
     projection: Projection[Any] = Projection("p", store, initial=list)
 
     @projection.when("E")
     async def handle(state: list[int], event: Event) -> None:
         if event.event_id == 2:
+            in_hand.append(2)
             await gate.wait()
         state.append(event.event_id)
 
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(projection.catch_up(), 0.01)
+    catching_up = asyncio.create_task(projection.catch_up())
+    await until(lambda: in_hand)
+    catching_up.cancel()
+    await asyncio.wait([catching_up])
+    assert catching_up.cancelled()
     assert (projection.state, projection.position, projection.error) == ([1], 1, None)
     gate.set()
     assert await projection.catch_up() == 2

@@ -18,7 +18,7 @@ from tests.scheduler.loop import Order, SeededLoop
 
 QUICK: dict[str, Any] = {"retry": Retry(3, 0.01, 0.02), "lease_s": 1.0, "checkpoint_every_s": 0.1}
 STREAMS, EACH = 3, 3
-SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("500" if os.environ.get("CI") == "true" else "100"))
+SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("300" if os.environ.get("CI") == "true" else "100"))
 
 
 @pytest.fixture(autouse=True)
