@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from aiostore import END, Consumer, Event, EventStore, OutcomeUnknown, Retry
-from aiostore.consumer.group import FREE, Group
-from aiostore.consumer.membership import Membership
 from aiostore.engine import Saving
 from aiostore.engines.memory import MemoryEngine
-from tests.conformance.consuming import Gated, Seen, background, becomes, consumer, fill, idle
+from tests.conformance.consuming import Gated, Seen, background, becomes, consumer, fill, idle, steal
 
 
 @pytest.fixture(autouse=True)
@@ -27,20 +25,6 @@ def refuses(*event_ids: int) -> Seen:
 
 async def parked_ids(mailer: Consumer) -> list[int]:
     return [parked.event.event_id for parked in await mailer.parked()]
-
-
-async def steal(store: EventStore, name: str = "mailer") -> None:
-    """Have all workers of the group taken for dead, and their shares free."""
-    engine, fanout = store._parts()
-    membership = Membership(engine, name, home=fanout.opening, alone=False, lease_s=1, after=0)
-
-    def change(group: Group) -> Sequence[Saving]:
-        group.members.clear()
-        for partition in group.partitions:
-            partition.owner = FREE
-        return ()
-
-    await membership.update(change)
 
 
 @pytest.mark.parametrize("other", ["a/parked/b", "a/parked", "a/"])

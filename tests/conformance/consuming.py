@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from aiostore import Consumer, Event, EventStore, Retry
+from aiostore.consumer.group import FREE, Group
+from aiostore.consumer.membership import Membership
+from aiostore.engine import Saving
 
 QUICKLY = Retry(attempts=3, first_s=0.001, max_s=0.002)
 DEADLINE_S = 60.0
@@ -104,6 +107,20 @@ async def kill(consumer: Consumer) -> None:
     assert main is not None
     main.cancel()
     await asyncio.wait([main])
+
+
+async def steal(store: EventStore, name: str = "mailer") -> None:
+    """Have all workers of the group taken for dead, and their shares free."""
+    engine, fanout = store._parts()
+    membership = Membership(engine, name, home=fanout.opening, alone=False, lease_s=1, after=0)
+
+    def change(group: Group) -> Sequence[Saving]:
+        group.members.clear()
+        for partition in group.partitions:
+            partition.owner = FREE
+        return ()
+
+    await membership.update(change)
 
 
 def consumer(store: EventStore, handler: Any = None, **options: Any) -> Consumer:

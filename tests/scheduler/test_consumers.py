@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiostore import Consumer, Event, EventStore, EventStoreError, Retry, StoreClosed
+from aiostore import Consumer, EngineUnavailable, Event, EventStore, EventStoreError, OutcomeUnknown, Retry, StoreClosed
+from aiostore.consumer.group import partition_of
+from aiostore.engine import Saving
+from aiostore.engines.memory import MemoryEngine
+from tests.conformance.consuming import steal
 from tests.scheduler.cancelling import cancel_everywhere
-from tests.scheduler.engines import restless_memory
+from tests.scheduler.engines import RestlessEngine, restless_memory
 from tests.scheduler.loop import Order, SeededLoop
 
 QUICK: dict[str, Any] = {"retry": Retry(3, 0.01, 0.02), "lease_s": 1.0, "checkpoint_every_s": 0.1}
 STREAMS, EACH = 3, 3
+STREAMS_TOGETHER = [name for name in map(str, range(400)) if partition_of(name) < 2][:8]
+"""They fall into two partitions."""
 SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("300" if os.environ.get("CI") == "true" else "100"))
 
 
@@ -29,25 +37,57 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
 class Handled:
     """What was handled of each stream: every version, none before the one below it."""
 
-    def __init__(self, chance: random.Random, fails: float = 0.0) -> None:
+    def __init__(self, chance: random.Random, fails: float = 0.0, slow: float = 0.0) -> None:
+        self.skipped: set[tuple[str, int]] = set()
+        self.at_once: set[str] = set()
+        self.overlaps = 0
         self.versions: dict[str, list[int]] = defaultdict(list)
         self._chance = chance
         self._fails = fails
+        self._slow = slow
 
     async def __call__(self, event: Event) -> None:
-        for _ in range(self._chance.randrange(3)):
-            await asyncio.sleep(0)
-        if self._chance.random() < self._fails:
-            raise ValueError("so it was chosen")
-        self.versions[event.stream_id].append(event.version)
+        stream = event.stream_id
+        self.overlaps += stream in self.at_once
+        self.at_once.add(stream)
+        try:
+            for _ in range(self._chance.randrange(3)):
+                await asyncio.sleep(0)
+            if self._chance.random() < self._slow:
+                await asyncio.sleep(self._chance.random())
+            if self._chance.random() < self._fails:
+                raise ValueError("so it was chosen")
+            self.versions[stream].append(event.version)
+        finally:
+            self.at_once.discard(stream)
 
     def check(self, each: dict[str, int]) -> None:
         for stream, count in each.items():
-            done = 0
+            done = self._skip(stream, 0)
             for version in self.versions[stream]:
-                assert version <= done + 1, (stream, self.versions[stream])
-                done = max(done, version)
+                assert version <= done + 1, (stream, self.versions[stream], self.skipped)
+                done = self._skip(stream, max(done, version))
             assert done == count, (stream, self.versions[stream])
+
+    def _skip(self, stream: str, done: int) -> int:
+        while (stream, done + 1) in self.skipped:
+            done += 1
+        return done
+
+
+class Unreliable(RestlessEngine):
+    """One that cannot save now and then, or does not know whether it did."""
+
+    failing = False
+
+    async def save_states(self, position: int, savings: Sequence[Saving]) -> Sequence[int]:
+        how = self._chance.randrange(8) if self.failing else 8
+        if how == 0:
+            raise EngineUnavailable("so it was chosen")
+        revisions = await super().save_states(position, savings)
+        if how == 1:
+            raise OutcomeUnknown("so it was chosen")
+        return revisions
 
 
 def alone() -> bool:
@@ -130,28 +170,30 @@ async def consumer_idle(consumer: Consumer) -> None:
 def storm(seed: int, directory: Path) -> tuple[int, int]:
     """Workers come, go, are killed and cancelled while events come in; how many were handled, and killed."""
     chance = random.Random(seed)
-    place = restless_memory(chance, directory, None)
-    handled = Handled(chance, fails=chance.choice((0.0, 0.02)))
+    engine = Unreliable(MemoryEngine(), chance)
+    handled = Handled(chance, fails=chance.choice((0.0, 0.02, 0.5)), slow=chance.choice((0.0, 0.05, 0.2)))
     each: dict[str, int] = defaultdict(int)
     kills = 0
 
     async def play() -> None:
         nonlocal kills
-        store = await EventStore.open(place())
+        store = await EventStore.open(engine)
+        engine.failing = chance.random() < 0.3
+        steals = chance.random() < 0.3
         options = {**QUICK, "on_error": "park", "concurrency": chance.choice((1, 3, 16))}
         options["window_events"] = chance.choice((1, 10, 4096))
         workers: list[tuple[Consumer, asyncio.Task[None]]] = []
 
         async def append() -> None:
-            for _ in range(chance.randrange(5, 40)):
-                stream = f"s{chance.randrange(8)}"
+            for _ in range(chance.randrange(5, 60)):
+                stream = chance.choice(STREAMS_TOGETHER)
                 count = chance.randrange(1, 4)
                 await store.append_batch(stream, [("E", {})] * count)
                 each[stream] += count
-                await asyncio.sleep(chance.choice((0, 0, 0.05)))
+                await asyncio.sleep(chance.choice((0, 0, 0.05, 0.3)))
 
         appending = asyncio.create_task(append())
-        for _ in range(chance.randrange(1, 8)):
+        for _ in range(chance.randrange(1, 20)):
             if len(workers) < 3 and chance.random() < 0.7:
                 worker = Consumer(store, "c", handled, **options)
                 workers.append((worker, asyncio.create_task(worker.run())))
@@ -159,11 +201,14 @@ def storm(seed: int, directory: Path) -> tuple[int, int]:
             if workers and chance.random() < 0.5:
                 worker, task = workers.pop(chance.randrange(len(workers)))
                 kills += await end(chance, worker, task)
-            if workers and chance.random() < 0.3:
-                await workers[0][0].retry_parked()
+            if workers and chance.random() < 0.6:
+                await asking(chance, workers[0][0], handled)
+            if steals and chance.random() < 0.3:
+                await steal(store)
         await appending
+        engine.failing = False
         async with Consumer(store, "c", handled, **options) as last:
-            for _ in range(100):
+            for _ in range(300):
                 await consumer_idle(last)
                 if not await last.retry_parked():
                     break
@@ -178,6 +223,7 @@ def storm(seed: int, directory: Path) -> tuple[int, int]:
             assert task.cancelled() or task.exception() is None or isinstance(task.exception(), EventStoreError)
         await store.aclose()
         await settled()
+        assert steals or not handled.overlaps
 
     loop = SeededLoop(seed, chance.choice(list(Order)))
     try:
@@ -186,6 +232,20 @@ def storm(seed: int, directory: Path) -> tuple[int, int]:
     except BaseException as error:
         raise AssertionError(f"seed {seed}: {error!r}") from error
     return sum(map(len, handled.versions.values())), kills
+
+
+async def asking(chance: random.Random, worker: Consumer, handled: Handled) -> None:
+    """Somebody asks for what is parked to be retried, or skipped."""
+    with contextlib.suppress(EngineUnavailable, OutcomeUnknown, LookupError):
+        parked = await worker.parked()
+        if parked and chance.random() < 0.5:
+            event = chance.choice(parked).event
+            handled.skipped.add((event.stream_id, event.version))
+            await worker.skip_parked(event.event_id)
+        elif parked and chance.random() < 0.5:
+            await worker.retry_parked(chance.choice(parked).event.stream_id)
+        else:
+            await worker.retry_parked()
 
 
 async def end(chance: random.Random, worker: Consumer, task: asyncio.Task[None]) -> int:
@@ -197,6 +257,7 @@ async def end(chance: random.Random, worker: Consumer, task: asyncio.Task[None])
             worker._work._leave = _nothing  # type: ignore[method-assign]
         task.cancel()
     await asyncio.wait([task])
+    assert task.cancelled() or task.exception() is None or isinstance(task.exception(), EventStoreError)
     return int(how > 0)
 
 
