@@ -333,7 +333,9 @@ def _checked(event: Any, metadata: Mapping[str, Any] | None) -> Any:
         return event
     if isinstance(event, NewEvent):
         return replace(event, metadata=_merged(metadata, event.metadata))
-    if isinstance(event, tuple) and len(event) in (2, 3):
+    if isinstance(event, tuple):
+        if len(event) not in (2, 3):
+            return event  # which the store refuses
         return event[0], event[1], _merged(metadata, event[2] if len(event) == 3 else None)
     return NewEvent(event, metadata=dict(metadata))  # an object; what is none is refused by the store
 
