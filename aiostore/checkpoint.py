@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from uuid import uuid4
 
-import msgspec
-
 from aiostore.drafts import check_name
 from aiostore.engine import Saving
 from aiostore.errors import Fenced, StateConflict
@@ -67,11 +65,11 @@ class Checkpoint:
                 await self._save(position, self._revision)
             except StateConflict as conflict:
                 kept = await self._states.load_state(self._key)
-                if kept is None or kept.value != msgspec.msgpack.encode(self._token):
+                if kept is None or kept.value != self._token:
                     raise Fenced(self.name) from conflict
                 self._revision, self.position = kept.revision, kept.position  # a save of ours that was cancelled
 
     async def _save(self, position: int, revision: int) -> None:
-        saving = Saving(self._key, msgspec.msgpack.encode(self._token), revision)
+        saving = Saving(self._key, self._token, revision)
         (self._revision,) = await self._states.save_states(position, [saving])
         self.position = position

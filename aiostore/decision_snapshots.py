@@ -14,12 +14,11 @@ import msgspec
 from aiostore.boundary import Boundary, Folded
 from aiostore.drafts import check_name
 from aiostore.errors import EventStoreError, StoreClosed
+from aiostore.limits import NAME_BYTES_MAX
 from aiostore.query import Query
-from aiostore.snapshots import SnapshotCodec, Unfit, _key
+from aiostore.snapshots import SnapshotCodec, Unfit, key_of_query
 from aiostore.store import EventStore
 from aiostore.worker import Worker
-
-NAME_BYTES_MAX = 200
 
 PENDING_MAX = 1_000
 """So many snapshots wait to be saved at most; further ones are left out, and made a decision later."""
@@ -88,7 +87,7 @@ class DecisionSnapshots:
     def _state_key(self, boundary: Boundary) -> str:
         if boundary.query is None:
             return f"decider/{self._name}/{boundary.key}"
-        digest = hashlib.sha256(_key(boundary.query).encode()).hexdigest()
+        digest = hashlib.sha256(key_of_query(boundary.query).encode()).hexdigest()
         return f"decider/{self._name}/{boundary.key}/{digest}"
 
     def encode(self, version: int, state: Any, query: Query | None) -> bytes:

@@ -266,7 +266,7 @@ class Engine(ABC):
         while low < high:
             middle = (low + high) // 2
             try:
-                event = await self._first(Selection(after=middle - 1, up_to=high - 1))
+                event = await self.first(Selection(after=middle - 1, up_to=high - 1))
             except StoreCorrupt as error:
                 low, high = await self._past_damage(timestamp, low, high, middle, error)
             else:
@@ -285,7 +285,7 @@ class Engine(ABC):
             if last + 1 >= high:
                 break
             try:
-                event = await self._first(Selection(after=last, up_to=high - 1))
+                event = await self.first(Selection(after=last, up_to=high - 1))
             except StoreCorrupt as further:
                 last = max(last + 1, further.last_event_id)
                 continue
@@ -297,7 +297,7 @@ class Engine(ABC):
             if first <= low:
                 break
             try:
-                event = await self._first(Selection(after=low - 1, up_to=first - 1, backwards=True))
+                event = await self.first(Selection(after=low - 1, up_to=first - 1, backwards=True))
             except StoreCorrupt as further:
                 first = min(first - 1, further.first_event_id or first)
                 continue
@@ -306,7 +306,7 @@ class Engine(ABC):
             return low, event.event_id
         raise error
 
-    async def _first(self, selection: Selection) -> Event | None:
+    async def first(self, selection: Selection) -> Event | None:
         """The first event of the selection, None if it has none."""
         page = await self.read(selection, None, 1)
         while not page.events and page.cursor is not None:

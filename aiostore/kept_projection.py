@@ -15,9 +15,8 @@ from aiostore.drafts import check_name
 from aiostore.errors import EngineUnsupported, EventStoreError, ProjectionStopped, StoreClosed
 from aiostore.events import Event
 from aiostore.fold import add_handler
-from aiostore.limits import check_number
+from aiostore.limits import NAME_BYTES_MAX, check_number
 from aiostore.listeners import Listener
-from aiostore.projection import NAME_BYTES_MAX
 from aiostore.query import Query
 from aiostore.reader import check_query
 from aiostore.store import EventStore
@@ -277,10 +276,7 @@ class KeptProjection(AsyncResource):
                     await self._read_on(lambda: self._listener is not None)
             except Exception as error:
                 failures_count = 1 if self._position > before else failures_count + 1
-                if (
-                    isinstance(error, ProjectionStopped | StoreClosed | EngineUnsupported)
-                    or failures_count >= self._attempts
-                ):
+                if isinstance(error, _FINAL) or failures_count >= self._attempts:
                     self._stop(error)
                     return
                 delay = min(BACKOFF_S * 2 ** (failures_count - 1), BACKOFF_S_MAX)

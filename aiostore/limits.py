@@ -10,7 +10,7 @@ TAG_BYTES_MAX = 256
 TAGS_MAX = 64
 IDEMPOTENCY_KEY_BYTES_MAX = 256
 NAME_BYTES_MAX = 200
-"""Of projections, consumers and named subscriptions."""
+"""Of projections, deciders, consumers and named subscriptions."""
 NESTING_MAX = 100
 INTEGER_MIN = -(2**63)
 INTEGER_MAX = 2**64 - 1
@@ -23,6 +23,18 @@ def check_number(name: str, value: object, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an int of {least} or more, not {value!r}")
     return value
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False) -> float:
+    """The number itself, if it is one of seconds above 0, or 0 where ``zero`` says so; else ValueError."""
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not 0 <= value < float("inf")
+        or (value == 0 and not zero)
+    ):
+        raise ValueError(f"{name} must be a number of seconds{', 0 or more' if zero else ' above 0'}, not {value!r}")
+    return float(value)
 
 
 def check_bound(name: str, value: int | None) -> int | None:

@@ -14,14 +14,12 @@ from aiostore.effects import EffectHandler, Effects
 from aiostore.errors import EventStoreError, StoreClosed
 from aiostore.events import Event
 from aiostore.fold import Fold, StateHandler, add_handler, check_handler, check_handlers, check_initial, read_as_of
-from aiostore.limits import check_number
+from aiostore.limits import NAME_BYTES_MAX, check_number
 from aiostore.query import Query
 from aiostore.reader import check_query
 from aiostore.snapshots import SnapshotCodec, Unfit
 from aiostore.store import EventStore
 from aiostore.waiting import Turn, draw_near
-
-NAME_BYTES_MAX = 200
 
 SLICE_EVENTS = 500
 """After so many events, plain handlers give way to other tasks."""

@@ -184,7 +184,5 @@ class Reader(AsyncIterator[Event]):
         if facts.head == head:
             return facts.versions[selection.stream_id]
         newest = Selection(up_to=head, stream_id=selection.stream_id, backwards=True)
-        last = await self._engine.read(newest, None, 1)
-        while not last.events and last.cursor is not None:
-            last = await self._engine.read(newest, last.cursor, 1)
-        return last.events[0].version if last.events else 0
+        last = await self._engine.first(newest)
+        return last.version if last is not None else 0

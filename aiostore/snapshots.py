@@ -74,7 +74,9 @@ class SnapshotCodec:
 
         Of those that came, some are of types handled, the others were passed.
         """
-        return msgspec.msgpack.encode(_Snapshot(self._fingerprint, _key(query), handled, passed, msgspec.Raw(piece)))
+        return msgspec.msgpack.encode(
+            _Snapshot(self._fingerprint, key_of_query(query), handled, passed, msgspec.Raw(piece))
+        )
 
     def decode(
         self, value: bytes, query: Query | None, handlers: Collection[str]
@@ -100,7 +102,7 @@ class SnapshotCodec:
             raise Unfit(f"it cannot be read: {error!r}") from error
         if snapshot.state_type != self._fingerprint:
             raise Unfit("its state_type is another")
-        if snapshot.query != _key(query):
+        if snapshot.query != key_of_query(query):
             raise Unfit("its query is another")
         missing, new = snapshot.handled.difference(handlers), snapshot.passed.intersection(handlers)
         if handlers and (missing or new):
@@ -109,7 +111,7 @@ class SnapshotCodec:
         return bytes(snapshot.state), snapshot.handled, snapshot.passed
 
 
-def _key(query: Query | None) -> str:
+def key_of_query(query: Query | None) -> str:
     """The same for queries that match the same events by the same items, in whatever order they are named."""
     items = [(sorted(item.types), sorted(item.tags), item.stream_prefix) for item in query.items] if query else []
     return repr(sorted(items, key=repr))

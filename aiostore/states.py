@@ -12,7 +12,6 @@ from zlib import crc32
 
 from aiostore.engine import PAGE_EVENTS, Engine, Saving, Selection, State
 from aiostore.errors import EngineUnsupported, StoreCorrupt
-from aiostore.events import Event
 
 if TYPE_CHECKING:
     from aiostore.engines.file.state import Row
@@ -72,12 +71,5 @@ class StateFileBeside:
         """What tells the event at the position from any other; None where there is none."""
         if not position:
             return ""
-        selection = Selection(up_to=position, after=position - 1)
-        page = await self._engine.read(selection, None, 1)
-        while not page.events and page.cursor is not None:
-            page = await self._engine.read(selection, page.cursor, 1)
-        return _mark_of(page.events[0]) if page.events else None
-
-
-def _mark_of(event: Event) -> str:
-    return f"{crc32(event.to_json()):08x}"
+        event = await self._engine.first(Selection(up_to=position, after=position - 1))
+        return None if event is None else f"{crc32(event.to_json()):08x}"

@@ -18,7 +18,19 @@ import aiostore
 ROOT = Path(aiostore.__file__).parent
 
 LAYERS: dict[int, list[str]] = {
-    0: ["errors", "context", "tracing", "events", "query", "limits", "strictjson", "timestamps", "drafts", "batch"],
+    0: [
+        "finishing",
+        "errors",
+        "context",
+        "tracing",
+        "events",
+        "query",
+        "limits",
+        "strictjson",
+        "timestamps",
+        "drafts",
+        "batch",
+    ],
     1: ["engine"],
     2: ["engines"],
     3: [

@@ -19,12 +19,13 @@ from aiostore.consumer.lanes import Lane
 from aiostore.consumer.membership import Membership
 from aiostore.consumer.parked import Parked, ParkedRows, Row, row_error
 from aiostore.consumer.parking import Parking
-from aiostore.consumer.work import PASSING, Work, finished
+from aiostore.consumer.work import PASSING, Work
 from aiostore.context import handling
 from aiostore.drafts import check_name, check_stream_id
 from aiostore.errors import ConsumerHalted, Fenced
 from aiostore.events import Event, Position, untouched
-from aiostore.limits import NAME_BYTES_MAX, check_bound, check_number
+from aiostore.finishing import finished
+from aiostore.limits import NAME_BYTES_MAX, check_bound, check_number, check_seconds
 from aiostore.query import Query
 from aiostore.reader import check_query
 from aiostore.states import states_of
@@ -107,8 +108,8 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         self._parks = on_error == "park"
         self._after = after if isinstance(after, Position) else check_number("after", after, 0)
         self._state = state
-        self._lease_s = _seconds("lease_s", lease_s)
-        self._checkpoint_every_s = _seconds("checkpoint_every_s", checkpoint_every_s)
+        self._lease_s = check_seconds("lease_s", lease_s)
+        self._checkpoint_every_s = check_seconds("checkpoint_every_s", checkpoint_every_s)
         self._window_events = check_number("window_events", window_events, 1)
         self._main: asyncio.Task[None] | None = None
         self._joined: asyncio.Future[None]
@@ -166,8 +167,7 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         return self._main
 
     async def _run(self, joined: asyncio.Future[None]) -> None:
-        engine, fanout = self._store._parts()
-        states = states_of(engine, self._state, "a consumer")
+        _, fanout = self._store._parts()
         after = fanout.head if isinstance(self._after, Position) else self._after
 
         def has_joined() -> None:
@@ -176,19 +176,10 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
                 joined.set_result(None)
 
         while not self._stopping.is_set():
-            membership = Membership(
-                states,
-                self._name,
-                home=fanout.opening,
-                alone=not engine.shared and self._state is None,
-                lease_s=self._lease_s,
-                after=after,
-            )
             work = Work(
                 self._store,
                 self._name,
-                membership,
-                self._rows(),
+                *self._kept(after),
                 query=self._query,
                 order_by=self._order_by,
                 checkpoint_every_s=self._checkpoint_every_s,
@@ -212,9 +203,19 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
                 logger.warning("consumer %r cannot join again now, it is tried again: %s", self._name, error)
                 await asyncio.sleep(RETRY_S)
 
-    def _rows(self) -> ParkedRows:
-        engine, _ = self._store._parts()
-        return ParkedRows(states_of(engine, self._state, "a consumer"), self._name)
+    def _kept(self, after: int) -> tuple[Membership, ParkedRows]:
+        """What is kept of the group, which begins behind ``after`` where nothing is: its record, and what is parked."""
+        engine, fanout = self._store._parts()
+        states = states_of(engine, self._state, "a consumer")
+        membership = Membership(
+            states,
+            self._name,
+            home=fanout.opening,
+            alone=not engine.shared and self._state is None,
+            lease_s=self._lease_s,
+            after=after,
+        )
+        return membership, ParkedRows(states, self._name)
 
     # --- handling ---
 
@@ -451,11 +452,8 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         await self._parking().skip(check_number("event_id", event_id, 1))
 
     def _parking(self) -> Parking:
-        engine, fanout = self._store._parts()
-        states = states_of(engine, self._state, "a consumer")
-        membership = Membership(states, self._name, home=fanout.opening, alone=False, lease_s=self._lease_s, after=0)
         wake = None if self._work is None else self._work.look
-        return Parking(self._store, membership, self._rows(), self._query, self._order_by, wake)
+        return Parking(self._store, *self._kept(0), self._query, self._order_by, wake)
 
     # --- how it is doing ---
 
@@ -495,9 +493,3 @@ def _checked(order_by: Callable[[Event], str]) -> Callable[[Event], str]:
             raise
 
     return key_of
-
-
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
-    return float(value)

@@ -13,6 +13,7 @@ from typing import Self
 
 from aiostore.context import Work, handled, handling
 from aiostore.events import Event
+from aiostore.limits import check_number, check_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,9 @@ class Retry:
     max_s: float = 30
 
     def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ValueError(f"attempts must be an int of 1 or more, not {self.attempts!r}")
-        for name, seconds in (("first_s", self.first_s), ("max_s", self.max_s)):
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
-                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+        check_number("attempts", self.attempts, 1)
+        check_seconds("first_s", self.first_s, zero=True)
+        check_seconds("max_s", self.max_s, zero=True)
 
     def wait_s(self, attempts_count: int) -> float:
         """So long is waited when so many attempts have failed."""

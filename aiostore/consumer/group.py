@@ -43,6 +43,11 @@ class Partition(msgspec.Struct, array_like=True):
     position: int
     handled: list[int]
 
+    @property
+    def last_position(self) -> int:
+        """The last event that it speaks of."""
+        return max(self.position, *self.handled, 0)
+
 
 class Member(msgspec.Struct, array_like=True):
     """A worker in the record."""
@@ -64,7 +69,7 @@ class Group(msgspec.Struct, array_like=True):
     @property
     def last_position(self) -> int:
         """The last event that the record speaks of."""
-        return max(max(each.position, *each.handled, 0) for each in self.partitions)
+        return max(each.last_position for each in self.partitions)
 
 
 def new_group(after: int) -> Group:

@@ -106,6 +106,8 @@ class Lanes:
         """How many events are being handled."""
         self.queued_count = 0
         """How many were taken, and are not handled."""
+        self.parked: dict[str, Lane] = {}
+        """The lanes of streams that are parked."""
         self.changed_rows: dict[str, Row | None] = {}
         """What is to be kept of parked streams; None: nothing any more."""
         self._key_of = key_of
@@ -115,7 +117,6 @@ class Lanes:
         self._refill = refill
         self._told = told
         self._lanes: dict[str, Lane] = {}
-        self._markers: dict[str, Lane] = {}
         self._ready: deque[Lane] = deque()
         self._unread: deque[Lane] = deque()  # ready, but their events must be read first
         self._lanes_max = LANES_MAX
@@ -124,14 +125,9 @@ class Lanes:
         self._room: asyncio.Future[None] | None = None
 
     @property
-    def parked(self) -> dict[str, Lane]:
-        """The lanes of streams that are parked."""
-        return self._markers
-
-    @property
     def calm(self) -> bool:
         """Whether nothing is to be done, is being done, or is to be tried again."""
-        retrying = any(lane.parked is not None and lane.parked.row.retry for lane in self._markers.values())
+        retrying = any(lane.parked is not None and lane.parked.row.retry for lane in self.parked.values())
         return self.queued_count == 0 and self.busy_count == 0 and not retrying
 
     # --- what comes in ---
@@ -148,7 +144,7 @@ class Lanes:
             if lane.share is share:
                 self._forget(lane)
                 del self._lanes[key]
-                self._markers.pop(key, None)
+                self.parked.pop(key, None)
                 self.changed_rows.pop(key, None)
         self._make_room()
 
@@ -302,7 +298,7 @@ class Lanes:
                 return
             if marker.seen == seen:  # and in the same step nothing can come in
                 lane.parked = None
-                self._markers.pop(lane.key, None)
+                self.parked.pop(lane.key, None)
                 self.changed_rows[lane.key] = None
                 return
 
@@ -400,7 +396,7 @@ class Lanes:
         lane.attempts_count = 0
         if lane.parked is None:
             lane.parked = Marker(lane.key, row, lane.events[-1].event_id)
-            self._markers[lane.key] = lane
+            self.parked[lane.key] = lane
             self.queued_count -= len(lane.events)
             lane.share.done.update(event.event_id for event in lane.events)
             self._window_count -= lane.share.advance()
@@ -420,7 +416,7 @@ class Lanes:
             if key in self.changed_rows:  # it was worked off, and this is not kept yet
                 return
             lane.parked = Marker(key, row, seen)
-            self._markers[key] = lane
+            self.parked[key] = lane
         else:
             lane.parked.row.retry |= row.retry
             self._skip(lane, lane.parked.row, row.skipped)

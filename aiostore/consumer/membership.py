@@ -32,7 +32,7 @@ class Membership:
         self._states = states
         self._name = name
         self._key = f"consumer/{name}"
-        self._home = home
+        self.home = home
         self._alone = alone
         self._lease_s = lease_s
         self._after = after
@@ -41,11 +41,6 @@ class Membership:
         self.begins = True
         """Whether there was no record to go on from."""
         self._beats: dict[str, tuple[int, float]] = {}  # what was last seen of the others, and since when
-
-    @property
-    def home(self) -> str:
-        """The opening of a store that this worker belongs to."""
-        return self._home
 
     async def look(self) -> None:
         """See the record as it is now."""
@@ -115,7 +110,7 @@ class Membership:
 
     def is_alive(self, worker: str, member: Member) -> bool:
         """Whether another worker is to be taken for alive: its beat went on within the lease, as seen from here."""
-        if self._alone and member.home != self._home:
+        if self._alone and member.home != self.home:
             return False
         now = asyncio.get_running_loop().time()
         beat, since = self._beats.get(worker, (-1, now))

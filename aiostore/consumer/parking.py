@@ -66,8 +66,7 @@ class Parking:
         return [event for event in events if event.event_id not in skipped][:limit]
 
     def _seen(self, key: str) -> int:
-        partition = self._membership.group.partitions[partition_of(key)]
-        return max(partition.position, *partition.handled, 0)
+        return self._membership.group.partitions[partition_of(key)].last_position
 
     async def retry(self, key: str | None) -> int:
         """Ask for the rows to be tried again; returns how many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 from aiostore.consumer.group import Group, Progress, join, leave, owned, partition_of, share_of, stay, take_part
@@ -14,6 +14,7 @@ from aiostore.consumer.parked import Kept, ParkedRows, parked_events
 from aiostore.engine import PAGE_EVENTS, Saving
 from aiostore.errors import EngineUnavailable, EventStoreError, OutcomeUnknown, StoreClosed, StoreFull
 from aiostore.events import Event
+from aiostore.finishing import finished
 from aiostore.query import Query
 from aiostore.store import EventStore
 from aiostore.subscription import RETRY_S, Subscription
@@ -234,8 +235,8 @@ class Work:
 
     def _know_parked(self, parked: Sequence[Kept]) -> None:
         for key, row, number in parked:
-            partition = self._membership.group.partitions[number]
-            self.lanes.know_parked(key, row, number, max(partition.position, *partition.handled, 0))
+            seen = self._membership.group.partitions[number].last_position
+            self.lanes.know_parked(key, row, number, seen)
 
     async def _keep(self) -> None:
         """Take a step every so often, and at once when something is to be given up."""
@@ -376,17 +377,3 @@ class Work:
                 self.lanes.changed_rows[lane.key] = marker.row
             if not events:
                 return ()
-
-
-async def finished(work: Awaitable[object]) -> None:
-    """Bring it to its end, however often this task is cancelled meanwhile; the cancellation is raised behind it."""
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError

@@ -69,7 +69,7 @@ class Ways:
         self.pages = PageReader(index, self._files, Lookups(cast("Any", None), self._mend))
         # What the engine's own ways of asking need of an engine.
         self.read = self.pages.read
-        self._first = lambda selection: Engine._first(cast("Any", self), selection)
+        self.first = lambda selection: Engine.first(cast("Any", self), selection)
         self._past_damage = lambda *args: Engine._past_damage(cast("Any", self), *args)
 
     async def _mend(self, damaged: RunDamaged) -> None:

@@ -42,6 +42,7 @@ from aiostore.errors import (
     StoreClosed,
 )
 from aiostore.events import Event
+from aiostore.finishing import until_done
 from aiostore.limits import MIB
 from aiostore.query import AppendCondition
 
@@ -150,7 +151,7 @@ class PostgresEngine(Engine):
             return
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(self._pool, self._waker), name="aiostore closing postgres")
-        cancelled = await _until_done(self._closing)
+        cancelled = await until_done(self._closing)
         if cancelled is not None:
             deliver_later(cancelled)
         self._closing.result()
@@ -337,14 +338,3 @@ def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= SECONDS_MAX:
         raise ValueError(f"{name} must be a number of seconds above 0, at most {SECONDS_MAX:g}, not {value!r}")
     return float(value)
-
-
-async def _until_done(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
-    """Wait for the task, however often this one is cancelled meanwhile; the first cancellation is returned."""
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = cancelled or error
-    return cancelled
