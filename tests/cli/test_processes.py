@@ -106,21 +106,30 @@ def test_output_that_finds_no_room_is_an_error(path: Path) -> None:
 
 
 def on_terminal(args: list[str], answers: dict[bytes, bytes]) -> tuple[int, bytes]:
-    """Run on a terminal; each answer is typed when its question is there."""
+    """Run on a terminal; each answer is typed when its question is there.
+
+    Ctrl-C is typed again if nothing happens: between showing a question and waiting for its answer, Python notes a
+    signal and does not look at it before the next key.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(args[0], args)
-    shown = b""
+    shown = typed = b""
+    deadline = time.monotonic() + SECONDS
     while True:
         try:
-            if not select.select([terminal], [], [], SECONDS)[0]:
+            if select.select([terminal], [], [], 2)[0]:
+                shown += os.read(terminal, 65536)
+            elif time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
                 break
-            shown += os.read(terminal, 65536)
+            elif typed == b"\x03":
+                os.write(terminal, typed)
         except OSError:
             break
         for question in [question for question in answers if question in shown]:
-            os.write(terminal, answers.pop(question))
+            typed = answers.pop(question)
+            os.write(terminal, typed)
     _, status = os.waitpid(pid, 0)
     os.close(terminal)  # now: a process that is about to end would be hung up on
     return os.waitstatus_to_exitcode(status), shown
@@ -149,7 +158,7 @@ def test_progress_is_shown_on_a_terminal_only(path: Path) -> None:
 def test_ctrl_c_during_long_work_leaves_all_as_it_was(tmp_path: Path, path: Path, command: list[str]) -> None:
     damage(segments(path)[0], 100_000)
     before = content(path)
-    ready = tmp_path / "ready"
+    ready, go = tmp_path / "ready", tmp_path / "go"
     program = (
         "import sys, time, pathlib\n"
         "from aiostore.engines.file import examination, disk\n"
@@ -157,7 +166,8 @@ def test_ctrl_c_during_long_work_leaves_all_as_it_was(tmp_path: Path, path: Path
         "read = disk.Disk.read\n"
         "def slow(*args):\n"
         f"    pathlib.Path({str(ready)!r}).touch()\n"
-        "    time.sleep(0.2)\n"
+        f"    while not pathlib.Path({str(go)!r}).exists():\n"
+        "        time.sleep(0.01)\n"
         "    return read(*args)\n"
         "disk.Disk.read = slow\n"
         "main()\n"
@@ -169,11 +179,13 @@ def test_ctrl_c_during_long_work_leaves_all_as_it_was(tmp_path: Path, path: Path
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
+    time.sleep(1)  # it is told of the signal, and is still at its first read
+    go.touch()
     code, out, err = ended(process)
     assert (code, out) == (130, b""), err
     assert b"Traceback" not in err
     assert content(path) == before
-    assert [each.name for each in path.parent.iterdir() if each.name != "ready"] == ["orders"]
+    assert {each.name for each in path.parent.iterdir()} == {"orders", "ready", "go"}
 
 
 # --- installation ---

@@ -229,6 +229,42 @@ async def test_a_full_disk_leaves_what_was_saved(
         assert await engine.save_state("k", 1, b"w") == 2
 
 
+@pytest.mark.parametrize(
+    ("has_room", "error"), [(False, StoreFull), (True, EngineUnavailable), (None, EngineUnavailable)]
+)
+async def test_a_journal_that_cannot_be_made_for_want_of_room_says_so(
+    engine: FileEngine, monkeypatch: pytest.MonkeyPatch, has_room: bool | None, error: type[Exception]
+) -> None:
+    connect: Any = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> Any:
+            if sql.startswith("INSERT"):
+                cannot_open = sqlite3.OperationalError("unable to open database file")
+                cannot_open.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+                raise cannot_open
+            return super().execute(sql, *args)
+
+    def room(_: Disk, path: str) -> bool:
+        if has_room is None:
+            raise OSError(5, "Input/output error")
+        return has_room
+
+    monkeypatch.setattr(Disk, "has_room", room)
+    async with EventStore(engine):
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs))
+            with pytest.raises(error, match=r"state\.db.*unable to open"):
+                await engine.save_state("k", 1, b"w")
+        assert await engine.load_state("k") == State(1, b"v", 1, fits=True)
+
+
+def test_a_disk_knows_whether_it_has_room(tmp_path: Path) -> None:
+    assert Disk().has_room(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        Disk().has_room(str(tmp_path / "nothing"))
+
+
 async def test_a_file_that_another_program_holds_is_unavailable(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,7 @@ __all__""",
                 staged.fail(outcome)
         if judgement.commits:
             if len(""",
-        ("tests/test_commit.py",),
+        ("tests/test_commit.py::test_no_outcome_is_told_before_the_group_is_stored",),
     ),
     Bug(
         "a torn tail is not cut",
@@ -218,14 +218,14 @@ __all__""",
             disk.truncate(file, segment.end)
             disk.sync(file)
 """,
-        ("tests/file/test_recovery.py",),
+        ("tests/file/test_recovery.py::test_setting_a_torn_tail_aside_is_durable_at_each_step",),
     ),
     Bug(
         "recovery believes the cache after a failed sync",
         f"{FILE}/recovery.py",
         "        disk.drop_cache(file)\n",
         "        pass\n",
-        ("tests/file/test_recovery.py",),
+        ("tests/file/test_recovery.py::test_after_a_failed_sync_the_log_is_read_from_the_device",),
     ),
     Bug(
         "two writers get the lock",
@@ -245,7 +245,7 @@ __all__""",
         f"{FILE}/engine.py",
         "        await log.sync(position)\n",
         "",
-        (CRASHES, "tests/file/test_state.py"),
+        ("tests/file/test_state.py",),
     ),
     Bug(
         "a state is taken for the log's that another log made",
@@ -270,7 +270,9 @@ __all__""",
         f"{FILE}/sealed.py",
         "        if line.crc != sealed.crc or line.event_id != end - 1 or line.more:\n",
         "        if line.event_id != end - 1 or line.more:\n",
-        ("tests/file/test_sealing_opening.py",),
+        (
+            "tests/file/test_sealing_opening.py::test_an_index_whose_segment_ends_in_another_line_of_the_same_place_is_made_anew",
+        ),
     ),
     Bug(
         "a hit of the index is not compared with the line",
@@ -302,7 +304,7 @@ __all__""",
             return True
         return""",
         """        return""",
-        ("tests/conformance/test_handlers_that_append.py",),
+        ("tests/conformance/test_handlers_that_append.py::test_a_handler_appends_and_goes_on",),
     ),
     Bug(
         "events alias what was passed in",

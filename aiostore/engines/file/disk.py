@@ -189,6 +189,11 @@ class Disk:
         """Whether there is anything of this name."""
         return os.path.lexists(path)
 
+    def has_room(self, path: str) -> bool:
+        """Whether the path's file system has room for a further file and something in it."""
+        room = os.statvfs(path)
+        return room.f_bavail > 0 and (room.f_favail > 0 or not room.f_files)  # some do not count their files
+
     def sync_directory(self, path: str) -> None:
         """Bring the directory's entries to the device."""
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -119,6 +119,13 @@ class StateFile:
                 raise StoreFull(self._path, str(error)) from error
             raise EngineUnavailable(f"{self._path} cannot be made: {error}") from error
 
+    def _has_room(self) -> bool:
+        """SQLite does not say why it could not open its journal."""
+        try:
+            return self._disk.has_room(self._directory)
+        except OSError:
+            return True
+
     def _version(self, connection: sqlite3.Connection) -> int:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > FORMAT:
@@ -142,7 +149,7 @@ class StateFile:
         code = extended & 0xFF
         if extended == sqlite3.SQLITE_READONLY_ROLLBACK:
             return _HalfDone()
-        if code == sqlite3.SQLITE_FULL:
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_CANTOPEN and not self._has_room()):
             return StoreFull(self._path, str(error))
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StoreCorrupt(
