@@ -115,7 +115,7 @@ def test_on_the_real_disk(tmp_path: Path) -> None:
     segments = segments_of([1000, 2000], entries)
     disk = Disk()
     paths = [build_run(disk, str(tmp_path), STORE_ID, [segment]) for segment in segments]
-    runs = [Run.open(disk, path, STORE_ID, Blocks(may_block=lambda: False)) for path in paths]
+    runs = [Run.open(disk, path, STORE_ID, Blocks()) for path in paths]
     merged_path = merge_runs(disk, str(tmp_path), STORE_ID, runs)
     assert [path.name for path in tmp_path.iterdir()] == ["00000000000000000001.idx"]
     run = Run.open(disk, merged_path, STORE_ID, Blocks())

@@ -11,7 +11,7 @@ from tests.fuzz.bits import check_each
 from tests.fuzz.campaign import quiet
 from tests.fuzz.seeds import store_named
 
-EVERY = 7 if os.environ.get("CI") else 211
+EVERY = 23 if os.environ.get("CI") else 211
 PARTS = 2
 
 

@@ -17,7 +17,7 @@ from tests.fuzz.reading import Ways, Wrong
 from tests.fuzz.seeds import DIRECTORY, stores
 from tests.fuzz.standing import Standing
 
-EXECUTIONS = int(os.environ.get("AIOSTORE_FUZZ", "60000" if os.environ.get("CI") else "9000"))
+EXECUTIONS = int(os.environ.get("AIOSTORE_FUZZ", "30000" if os.environ.get("CI") else "9000"))
 """Of bytes alone; of stores, each of which takes as long as fifty of these, a fiftieth."""
 
 PARTS = 2

@@ -17,7 +17,7 @@ from tests.scheduler.loop import Order, SeededLoop
 from tests.shared.database import Database, SharedEngine
 from tests.shared.storm import rage
 
-SEEDS = 1000 if os.environ.get("CI") == "true" else 100
+SEEDS = 400 if os.environ.get("CI") == "true" else 100
 
 
 @pytest.fixture
