@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -58,7 +59,7 @@ async def test_what_was_read_before_is_parked_whatever_is_read_again() -> None:
     lanes.take([first])  # from the beginning, once more
     lane = await lanes.next_lane()
     assert lane is not None
-    assert lanes.done(lane, first)
+    lanes.done(lane, first)
     lanes.done(lane, second)
     lanes.give_back(lane)
 
@@ -127,3 +128,75 @@ async def test_what_is_to_be_skipped_is_taken_out_of_what_was_read() -> None:
     assert lane is not None
     lanes.know_parked("s", Row(1, 1, "E", 1, retry=True, skipped=[1, 3]), number, 4)
     assert [event.event_id for event in lane.events] == [1, 2, 4], "the first is in hand"
+
+
+def everything_of(lanes: Lanes) -> object:
+    counts = lanes.busy_count, lanes.queued_count, lanes._window_count, lanes.calm
+    running = [share.running_count for share in lanes.shares.values()]
+    ready = [lane.key for lane in lanes._ready]
+    return counts, running, ready, {key: lane.state for key, lane in lanes._lanes.items()}, lanes.progress()
+
+
+class Pair:
+    """Two sets of lanes that live through the same, one of them step by step."""
+
+    def __init__(self, seed: int, events: list[Event]) -> None:
+        self.chance = random.Random(seed)
+        self.events = events
+        self.fast, self.slow = self.both = lanes_with([]), lanes_with([])
+        self.held: list[tuple[Lane | None, Lane | None]] = []
+
+    def take(self) -> None:
+        count = self.chance.randint(1, 20)
+        now, self.events[:] = self.events[:count], self.events[count:]
+        for lanes in self.both:
+            lanes.take(now)
+            lanes.taken(now[-1].event_id if now else 0)
+
+    def begin(self) -> None:
+        if len(self.held) < 4:
+            self.held.append((self.fast.begin(), self.slow.begin()))
+
+    def handle(self) -> None:
+        if not self.held:
+            return
+        place, stays = self.chance.randrange(len(self.held)), self.chance.random() < 0.7
+        one, other = self.held[place]
+        assert one is not None
+        assert other is not None
+        new = self.fast.go_on(one, one.events[0], stays=stays)
+        self.slow.done(other, other.events[0])
+        if not (other.events and stays) or other.share.releasing:
+            self.slow.give_back(other)
+            other = self.slow.begin()
+        self.held[place] = new, other
+
+    def park(self) -> None:
+        if self.held and self.chance.random() < 0.1:
+            for lanes, lane in zip(self.both, self.held.pop(), strict=True):
+                assert lane is not None
+                first = lane.events[0]
+                lanes.park(lane, Row(first.event_id, first.version, "E", 1))
+                lanes.give_back(lane)
+
+    def release(self) -> None:
+        if self.chance.random() < 0.02:
+            number = partition_of(self.chance.choice("abcdefgh"))
+            for lanes in self.both:
+                lanes.release(number, 0)
+
+    def wait_for_room(self) -> None:
+        if self.chance.random() < 0.1:
+            for lanes in self.both:
+                lanes._room = asyncio.Future()
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_to_go_on_is_to_be_done_to_give_back_and_to_begin(seed: int) -> None:
+    pair = Pair(seed, await events_of(*random.Random(seed).choices("abcdefgh", k=300)))
+    while pair.events or pair.held or pair.fast._ready:
+        acts = [pair.take, pair.begin, pair.handle, pair.handle, pair.handle, pair.park, pair.release]
+        pair.chance.choice([*acts, pair.wait_for_room])()
+        pair.held = [each for each in pair.held if each != (None, None)]
+        assert everything_of(pair.fast) == everything_of(pair.slow)
+        assert [one and one.key for one, _ in pair.held] == [other and other.key for _, other in pair.held]

@@ -223,39 +223,45 @@ class Consumer(AsyncResource, AsyncIterator[Delivery]):
         """Handle what there is to do, lane by lane; ``concurrency`` of these run at once."""
         lanes, handler = work.lanes, self._traced()
         is_async = inspect.iscoroutinefunction(handler)
-        while True:
-            lane = lanes.begin() or await lanes.next_lane()
-            if lane is None:
-                return
-            events = lane.events
-            count = 0
-            try:
-                while True:
-                    event = events[0]
-                    handling(event)
-                    try:
-                        result: Any = handler(event)
-                        if is_async or hasattr(result, "__await__"):
-                            await result
-                    except asyncio.CancelledError as error:
-                        task = asyncio.current_task()
-                        if task is None or task.cancelling():
-                            raise
-                        self._failed(work, lane, event, error)  # something that the handler awaits was cancelled
-                        break
-                    except Exception as error:
-                        self._failed(work, lane, event, error)
-                        break
-                    count += 1
+        lane: Lane | None = None
+        count = 0  # of events of this lane, one after another
+        try:
+            while True:
+                if lane is None:
+                    lane, count = lanes.begin() or await lanes.next_lane(), 0
+                    if lane is None:
+                        return
+                event = lane.events[0]
+                handling(event)
+                try:
+                    result: Any = handler(event)
+                    if is_async or hasattr(result, "__await__"):
+                        await result
+                except asyncio.CancelledError as error:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    self._failed(work, lane, event, error)  # something that the handler awaits was cancelled
+                except Exception as error:
+                    self._failed(work, lane, event, error)
+                else:
                     self._handled_count += 1
-                    if not lanes.done(lane, event) or count == TURN_EVENTS:
-                        break
-            finally:
+                    self._turn_count += 1
+                    count += 1
+                    if self._turn_count < TURN_EVENTS:
+                        before, lane = lane, lanes.go_on(lane, event, stays=count < TURN_EVENTS)
+                        if lane is not before:
+                            count = 0
+                        continue
+                    lanes.done(lane, event)
                 lanes.give_back(lane)
-                self._turn_count += count
-            if self._turn_count >= TURN_EVENTS:
-                self._turn_count = 0
-                await asyncio.sleep(0)  # handlers that never wait must not keep the loop to themselves
+                lane = None
+                if self._turn_count >= TURN_EVENTS:
+                    self._turn_count = 0
+                    await asyncio.sleep(0)  # handlers that never wait must not keep the loop to themselves
+        finally:
+            if lane is not None:
+                lanes.give_back(lane)
 
     def _traced(self) -> EventHandler:
         """The handler, in a span of its own for each event where the store is traced."""

@@ -257,11 +257,49 @@ class Lanes:
                 lane.state = BUSY
                 lane.share.running_count += 1
                 self.busy_count += 1
-                if ready and self._idle:
+                if ready and self._idle and not self._waking:
                     self._wake()
                 return lane
             self._unread.append(lane)
         return None
+
+    def go_on(self, lane: Lane, event: Event, *, stays: bool) -> Lane | None:
+        """The first event of the lane is handled. The lane to go on with: if it ``stays``, the same; else see `begin`.
+
+        It comes to `done`, `give_back` and `begin`; what is nearly always the case takes a third of the time here.
+        """
+        share, events = lane.share, lane.events
+        window = share.window
+        usual = not (share.done or share.releasing or self.closed) and self._room is None and lane.parked is None
+        if not usual or window[0] != event.event_id:
+            self.done(lane, event)
+            if stays and events and not (share.releasing or self.closed):
+                return lane
+            self.give_back(lane)
+            return self.begin()
+        events.popleft()
+        window.popleft()
+        self._window_count -= 1
+        self.queued_count -= 1
+        lane.attempts_count = 0
+        ready = self._ready
+        if not events:
+            lane.state = IDLE
+        elif stays:
+            return lane
+        else:
+            lane.state = READY
+            ready.append(lane)
+        share.running_count -= 1
+        if ready and ready[0].events:
+            lane = ready.popleft()
+            lane.state = BUSY
+            lane.share.running_count += 1
+            if ready and self._idle and not self._waking:
+                self._wake()
+            return lane
+        self.busy_count -= 1
+        return self.begin()
 
     async def next_lane(self) -> Lane | None:
         """Wait for such a lane; None when closed."""
@@ -334,8 +372,8 @@ class Lanes:
                 if not self.closed:
                     return
 
-    def done(self, lane: Lane, event: Event) -> bool:
-        """The first event of the lane is handled; returns whether to go on with it."""
+    def done(self, lane: Lane, event: Event) -> None:
+        """The first event of the lane is handled."""
         events = lane.events
         events.popleft()
         lane.attempts_count = 0
@@ -353,7 +391,6 @@ class Lanes:
         else:
             lane.parked.passed(event)
             self.changed_rows[lane.key] = lane.parked.row
-        return bool(events) and not (share.releasing or self.closed)
 
     def give_back(self, lane: Lane) -> None:
         """Nobody works at the lane any more."""

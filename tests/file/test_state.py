@@ -230,10 +230,10 @@ async def test_a_full_disk_leaves_what_was_saved(
 
 
 @pytest.mark.parametrize(
-    ("has_room", "error"), [(False, StoreFull), (True, EngineUnavailable), (None, EngineUnavailable)]
+    ("has_free_space", "error"), [(False, StoreFull), (True, EngineUnavailable), (None, EngineUnavailable)]
 )
 async def test_a_journal_that_cannot_be_made_for_want_of_room_says_so(
-    engine: FileEngine, monkeypatch: pytest.MonkeyPatch, has_room: bool | None, error: type[Exception]
+    engine: FileEngine, monkeypatch: pytest.MonkeyPatch, has_free_space: bool | None, error: type[Exception]
 ) -> None:
     connect: Any = sqlite3.connect
 
@@ -246,11 +246,11 @@ async def test_a_journal_that_cannot_be_made_for_want_of_room_says_so(
             return super().execute(sql, *args)
 
     def room(_: Disk, path: str) -> bool:
-        if has_room is None:
+        if has_free_space is None:
             raise OSError(5, "Input/output error")
-        return has_room
+        return has_free_space
 
-    monkeypatch.setattr(Disk, "has_room", room)
+    monkeypatch.setattr(Disk, "has_free_space", room)
     async with EventStore(engine):
         with monkeypatch.context() as patched:
             patched.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs))
@@ -260,9 +260,9 @@ async def test_a_journal_that_cannot_be_made_for_want_of_room_says_so(
 
 
 def test_a_disk_knows_whether_it_has_room(tmp_path: Path) -> None:
-    assert Disk().has_room(str(tmp_path))
+    assert Disk().has_free_space(str(tmp_path))
     with pytest.raises(FileNotFoundError):
-        Disk().has_room(str(tmp_path / "nothing"))
+        Disk().has_free_space(str(tmp_path / "nothing"))
 
 
 async def test_a_file_that_another_program_holds_is_unavailable(

@@ -1,5 +1,5 @@
 """A bit of a store with runs is flipped: nothing wrong is served, by any way of reading, and the index takes nothing
-away. In CI every seventh of them; `python -m tests.fuzz --bits runs` takes all."""
+away. In CI every 23rd of them; `python -m tests.fuzz --bits runs` takes all."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ class Disk:
         """Whether there is anything of this name."""
         return os.path.lexists(path)
 
-    def has_room(self, path: str) -> bool:
+    def has_free_space(self, path: str) -> bool:
         """Whether the path's file system has room for a further file and something in it."""
         room = os.statvfs(path)
         return room.f_bavail > 0 and (room.f_favail > 0 or not room.f_files)  # some do not count their files

@@ -122,7 +122,7 @@ class StateFile:
     def _has_room(self) -> bool:
         """SQLite does not say why it could not open its journal."""
         try:
-            return self._disk.has_room(self._directory)
+            return self._disk.has_free_space(self._directory)
         except OSError:
             return True
 
