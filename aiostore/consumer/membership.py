@@ -37,6 +37,7 @@ class Membership:
         self._lease_s = lease_s
         self._after = after
         self._revision: int | None = None
+        self._outdated = True
         self._seen_s = 0.0  # when it was last loaded or saved
         self.begins = True
         """Whether there was no record to go on from."""
@@ -67,10 +68,15 @@ class Membership:
         Cancelled, it may or may not be saved.
         """
         while True:
-            if self._revision is None:
-                await self.look()
-                if before is not None:
-                    await before(self.group)
+            if self._revision is None or self._outdated:
+                self._outdated = False  # now: what is forgotten meanwhile, is looked at the next time
+                try:
+                    await self.look()
+                    if before is not None:
+                        await before(self.group)
+                except BaseException:
+                    self._outdated = True
+                    raise
             before_change = encode_group(self.group)
             group = decode_group(before_change)  # a copy
             savings = change(group)
@@ -78,6 +84,7 @@ class Membership:
             if value == before_change and not savings:
                 return
             revision, self._revision = self._revision, None  # cancelled, it is not known
+            assert revision is not None, "it was looked at: without it, what others saved would be overwritten"
             try:
                 saved = await self._states.save_states(
                     group.last_position, [Saving(self._key, value, revision), *savings]
@@ -100,8 +107,8 @@ class Membership:
         return self._lease_s / BEATS_IN_A_LEASE
 
     def forget(self) -> None:
-        """What is known of the record may be old: load it before it is changed."""
-        self._revision = None
+        """What is known of the record may be old: load it before it is changed the next time. Also during an update."""
+        self._outdated = True
 
     def look_again_if_due(self) -> None:
         """See now and then whether others have joined, or asked for something."""

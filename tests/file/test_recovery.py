@@ -119,7 +119,7 @@ async def test_a_cut_at_every_byte_of_the_last_segment(durability: str, head: st
 
 
 @pytest.mark.parametrize("durability", ["fsync", "os"])
-async def test_every_flipped_bit_is_reported_or_harmless(durability: str) -> None:
+async def test_a_flipped_bit_of_any_byte_is_reported_or_harmless(durability: str) -> None:
     story = await told(durability, segment_bytes=800, rounds=2)
     files = story.disk.files()
     assert len(files) >= 6
@@ -127,7 +127,7 @@ async def test_every_flipped_bit_is_reported_or_harmless(durability: str) -> Non
         for place in range(len(data)):
             if path == "/s/head" and data[place] == data[place - 1] == ord(" ") and place % 16:
                 continue  # the padding of the slots is all alike
-            for bit in range(8):
+            for bit in (place % 8, (place + 3) % 8):  # tests/fuzz flips all of them, of a larger store
                 flipped = bytearray(data)
                 flipped[place] ^= 1 << bit
                 _check_flip(story, {**files, path: bytes(flipped)}, path, full=bit == place % 8)
