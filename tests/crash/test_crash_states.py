@@ -11,7 +11,7 @@ from tests.crash.campaign import run
 from tests.crash.life import Life
 from tests.crash.tape import Entered, Moment, RecordingDisk
 
-STATES = int(os.environ.get("AIOSTORE_CRASH_STATES", "8000" if os.environ.get("CI") else "4000"))
+STATES = int(os.environ.get("AIOSTORE_CRASH_STATES", "4000" if os.environ.get("CI") else "2000"))
 PARTS = 4
 
 

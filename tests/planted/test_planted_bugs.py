@@ -41,7 +41,7 @@ def run_tests(directory: Path, tests: tuple[str, ...]) -> subprocess.CompletedPr
         "-p",
         "no:cacheprovider",
         "--timeout",
-        "60" if CRASHES in tests else "20",
+        "60" if tests[0].startswith(CRASHES) else "20",
         *tests,
     ]
     environment = {**os.environ, "AIOSTORE_CRASH_STATES": "400", "CI": ""}
@@ -60,8 +60,9 @@ def test_it_is_caught(bug: Bug, tmp_path: Path) -> None:
     assert run.returncode == FAILED, f"it was not caught: {run.stdout[-2000:]}{run.stderr[-2000:]}"
 
 
+@pytest.mark.skipif(not os.environ.get("AIOSTORE_PLANTED"), reason="the suite runs these tests: set AIOSTORE_PLANTED=1")
 def test_without_a_bug_these_tests_pass(tmp_path: Path) -> None:
     # Without the crash states: the suite tries many more of them than a planted bug needs to be found.
-    tests = tuple(sorted({test for bug in BUGS for test in bug.tests} - {CRASHES}))
+    tests = tuple(sorted({test for bug in BUGS for test in bug.tests if not test.startswith(CRASHES)}))
     run = run_tests(copy_of_the_project(tmp_path), tests)
     assert run.returncode == 0, run.stdout[-2000:]

@@ -7,8 +7,8 @@ import os
 CI = bool(os.environ.get("CI"))
 
 _BUDGETS = {
-    "kills": ("AIOSTORE_KILLS", 40, 500),
-    "power-cuts": ("AIOSTORE_POWER_CUTS", 10, 80),
+    "kills": ("AIOSTORE_KILLS", 40, 250),
+    "power-cuts": ("AIOSTORE_POWER_CUTS", 10, 40),
     "full-disks": ("AIOSTORE_FULL_DISKS", 2, 4),
     "soak": ("AIOSTORE_SOAK_SECONDS", 3, 20),
 }

@@ -26,7 +26,7 @@ QUICK: dict[str, Any] = {"retry": Retry(3, 0.01, 0.02), "lease_s": 1.0, "checkpo
 STREAMS, EACH = 3, 3
 STREAMS_TOGETHER = [name for name in map(str, range(400)) if partition_of(name) < 2][:8]
 """They fall into two partitions."""
-SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("300" if os.environ.get("CI") == "true" else "100"))
+SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("150" if os.environ.get("CI") == "true" else "100"))
 
 
 @pytest.fixture(autouse=True)

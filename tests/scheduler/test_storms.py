@@ -17,7 +17,7 @@ import pytest
 
 from tests.scheduler.campaign import digest, rage
 
-SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("400" if os.environ.get("CI") == "true" else "200"))
+SEEDS = int(os.environ.get("AIOSTORE_SEEDS") or ("200" if os.environ.get("CI") == "true" else "100"))
 CHUNKS = 20
 
 
